@@ -1,0 +1,36 @@
+"""gpuconv: convolution on the GPU and, where there is none, on the CPU, with the same results.
+
+``conv1d``, ``conv2d`` and ``conv3d`` do the strided, padded, dilated, grouped convolutions of
+neural networks and image stacks, on NumPy, CuPy, torch and JAX arrays. ``plan_conv*`` show how.
+"""
+
+from gpuconv.backends import asarray, default_backend, show_config, use_backend
+from gpuconv.conv import (
+    conv1d,
+    conv2d,
+    conv3d,
+    conv_output_shape,
+    plan_conv1d,
+    plan_conv2d,
+    plan_conv3d,
+)
+from gpuconv.errors import BackendError
+from gpuconv.plan import Plan
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendError",
+    "Plan",
+    "asarray",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "conv_output_shape",
+    "default_backend",
+    "plan_conv1d",
+    "plan_conv2d",
+    "plan_conv3d",
+    "show_config",
+    "use_backend",
+]

@@ -1,0 +1,197 @@
+"""Which library an array is of, and the way from it to a backend's own arrays and back.
+
+A library is touched only when one of its arrays comes in: nothing here imports torch, jax or cupy.
+On the host the way in is zero-copy (the backend's view shares the caller's memory), and so is the
+way out, but for JAX, whose arrays must be aligned to 64 bytes to be adopted without a copy.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from gpuconv import dtypes
+
+HostArray = np.ndarray[Any, Any]
+
+
+class Library:
+    """NumPy, and the base of the others: any library that speaks DLPack."""
+
+    name = "numpy"
+
+    def device(self, x: Any) -> str:
+        """Where x lies: "cpu", or "cuda:0" and so on."""
+        return "cpu"
+
+    def dtype(self, x: Any) -> Any:
+        """What ``dtypes.of`` understands."""
+        return x.dtype
+
+    def shape(self, x: Any) -> tuple[int, ...]:
+        return tuple(x.shape)
+
+    def to_host(self, x: Any) -> HostArray:
+        """A NumPy array of x's memory."""
+        return np.asarray(x)
+
+    def from_host(self, y: HostArray, like: Any) -> Any:
+        """An array of this library, of y's memory where the library can."""
+        return y
+
+    def writable(self, out: Any) -> bool:
+        """Whether `out` can be written in place."""
+        return bool(out.flags.writeable)
+
+
+class _Torch(Library):
+    name = "torch"
+
+    def device(self, x: Any) -> str:
+        return str(x.device)
+
+    def dtype(self, x: Any) -> str:
+        return str(x.dtype).removeprefix("torch.")
+
+    def to_host(self, x: Any) -> HostArray:
+        torch = sys.modules["torch"]
+        if x.requires_grad and torch.is_grad_enabled():
+            raise TypeError(
+                "a torch tensor that requires grad came in, and gpuconv would lose its gradient: "
+                "pass tensor.detach(), or call inside torch.no_grad()"
+            )
+        x = x.detach().resolve_conj().resolve_neg().cpu()
+        if x.dtype is torch.bfloat16:  # torch refuses to hand NumPy a type that is not NumPy's
+            return x.view(torch.int16).numpy().view(dtypes.BFLOAT16.numpy)  # type: ignore[no-any-return]
+        return x.numpy()  # type: ignore[no-any-return]
+
+    def from_host(self, y: HostArray, like: Any) -> Any:
+        torch = sys.modules["torch"]
+        if y.dtype.name == "bfloat16":
+            return torch.from_numpy(y.view(np.int16)).view(torch.bfloat16).to(like.device)
+        return torch.from_numpy(y).to(like.device)
+
+    def writable(self, out: Any) -> bool:
+        return True
+
+
+class _Jax(Library):
+    name = "jax"
+
+    def device(self, x: Any) -> str:
+        platforms = {d.platform for d in x.devices()}
+        if platforms == {"cpu"}:
+            return "cpu"
+        return ", ".join(
+            sorted(f"{'cuda' if d.platform == 'gpu' else d.platform}:{d.id}" for d in x.devices())
+        )
+
+    def to_host(self, x: Any) -> HostArray:
+        return np.asarray(x)
+
+    def from_host(self, y: HostArray, like: Any) -> Any:
+        jax = sys.modules["jax"]
+        if y.dtype.itemsize == 8 * (1 + (y.dtype.kind == "c")) and not jax.config.jax_enable_x64:
+            raise TypeError(
+                f"the result is {y.dtype}, which JAX holds only with jax_enable_x64: enable it, "
+                f"or ask for a 32-bit result with dtype="
+            )
+        return jax.numpy.asarray(y)
+
+    def writable(self, out: Any) -> bool:
+        return False
+
+
+class _DLPack(Library):
+    """Any other library whose arrays have ``__array_namespace__`` and DLPack."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def device(self, x: Any) -> str:
+        kind, index = x.__dlpack_device__()
+        return "cpu" if kind == 1 else f"cuda:{index}" if kind == 2 else f"DLPack {kind}:{index}"
+
+    def to_host(self, x: Any) -> HostArray:
+        return np.from_dlpack(x)
+
+    def from_host(self, y: HostArray, like: Any) -> Any:
+        return like.__array_namespace__().from_dlpack(y)
+
+    def writable(self, out: Any) -> bool:
+        return bool(np.from_dlpack(out).flags.writeable)
+
+
+class _Cupy(Library):
+    name = "cupy"
+
+    def device(self, x: Any) -> str:
+        return f"cuda:{x.device.id}"
+
+    def to_host(self, x: Any) -> HostArray:
+        return x.get()  # type: ignore[no-any-return]
+
+    def from_host(self, y: HostArray, like: Any) -> Any:
+        with like.device:
+            return sys.modules["cupy"].asarray(y)
+
+    def writable(self, out: Any) -> bool:
+        return True
+
+
+NUMPY = Library()
+_KNOWN = {"torch": _Torch(), "jax": _Jax(), "jaxlib": _Jax(), "cupy": _Cupy()}
+_KNOWN["jaxlib"] = _KNOWN["jax"]
+
+
+@lru_cache(maxsize=256)
+def _library_of_type(cls: type) -> Library | None:
+    if cls is np.ndarray:
+        return NUMPY
+    if issubclass(cls, np.ma.MaskedArray):
+        return None
+    if issubclass(cls, np.ndarray):
+        return NUMPY
+    for base in cls.__mro__:
+        known = _KNOWN.get(base.__module__.partition(".")[0])
+        if known is not None:
+            return known
+    if hasattr(cls, "__array_namespace__") and hasattr(cls, "__dlpack__"):
+        return _DLPack(cls.__module__.partition(".")[0])
+    return None
+
+
+def library_of(function: str, name: str, x: Any) -> Library:
+    """The library whose array `x` is; TypeError for what is no array, naming the argument."""
+    library = _library_of_type(type(x))
+    if library is None:
+        what = (
+            "a masked array, whose mask a convolution cannot honour: fill it first"
+            if isinstance(x, np.ma.MaskedArray)
+            else f"a {type(x).__module__}.{type(x).__name__}; it takes an array "
+            f"(NumPy, CuPy, torch, JAX, or any with __array_namespace__ and DLPack)"
+        ).replace("a builtins.", "a ")
+        raise TypeError(f"{function}: {name} is {what}")
+    return library
+
+
+def same_library(function: str, arrays: dict[str, Any]) -> tuple[Library, str]:
+    """The one library and device of all of `arrays` (None is skipped); TypeError names two that differ."""
+    first: tuple[str, Library, str] | None = None
+    for name, array in arrays.items():
+        if array is None:
+            continue
+        library = library_of(function, name, array)
+        device = library.device(array)
+        if first is None:
+            first = (name, library, device)
+        elif first[1] is not library or first[2] != device:
+            raise TypeError(
+                f"{function}: {first[0]} is of {first[1].name} on {first[2]} but {name} is of "
+                f"{library.name} on {device}; bring them to one library and device"
+            )
+    assert first is not None
+    return first[1], first[2]

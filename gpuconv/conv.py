@@ -1,0 +1,524 @@
+"""The convolutions of neural networks and image stacks, and their plans.
+
+They correlate, as torch, JAX and ONNX do: ``y[p] = sum_r x[stride*p + dilation*r - pad] w[r]``, the
+filter unflipped. Each function reads: describe the problem, choose a plan, run it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from gpuconv import backends
+from gpuconv.execute import Operands, as_layout_shape
+from gpuconv.plan import Plan, choose
+from gpuconv.problem import LAYOUTS, ConvProblem, describe, freeze
+
+Padding = int | str | Sequence[int] | Sequence[Sequence[int]]
+
+
+def conv1d(
+    x: Any,
+    w: Any,
+    /,
+    bias: Any = None,
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: Padding = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    layout: str = "NCW",
+    dtype: Any = None,
+    precision: str = "ieee",
+    algorithm: str = "auto",
+    workspace_limit: int | None = None,
+    out: Any = None,
+) -> Any:
+    """1-D convolution, as neural networks use the word (cross-correlation: w is not flipped).
+
+    x is (N, C, W) or (C, W), with ``layout="NWC"`` (N, W, C); w is (K, C/groups, S); the result
+    (N, K, Q), or as `layout` writes it. Everything else is as in `conv2d`, with one axis.
+
+    Examples
+    --------
+    How far does a ball get that is dropped twice, if a drop carries it 0, 1 or 2 metres with
+    probabilities 0.2, 0.5 and 0.3? A convolution flips the filter, so it is given flipped here:
+
+    >>> import numpy as np, gpuconv
+    >>> drop = np.array([[[0.2, 0.5, 0.3]]])
+    >>> gpuconv.conv1d(drop, drop[..., ::-1], padding="full").round(2)
+    array([[[0.04, 0.2 , 0.37, 0.3 , 0.09]]])
+    """
+    return _conv(
+        "conv1d",
+        1,
+        x,
+        w,
+        bias,
+        out,
+        algorithm,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        padding_mode=padding_mode,
+        layout=layout,
+        dtype=dtype,
+        precision=precision,
+        workspace_limit=workspace_limit,
+    )
+
+
+def conv2d(
+    x: Any,
+    w: Any,
+    /,
+    bias: Any = None,
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: Padding = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    layout: str = "NCHW",
+    dtype: Any = None,
+    precision: str = "ieee",
+    algorithm: str = "auto",
+    workspace_limit: int | None = None,
+    out: Any = None,
+) -> Any:
+    """2-D convolution, as neural networks use the word (cross-correlation: w is not flipped).
+
+    Along each axis ``out = (in + pad_lo + pad_hi - dilation*(filter-1) - 1) // stride + 1``.
+
+    Parameters
+    ----------
+    x : array, (N, C, H, W) or (C, H, W)
+        Of any strides. Without N the result has none either. With ``layout="NHWC"`` the channels
+        come last.
+    w : array, (K, C/groups, R, S)
+        In both layouts.
+    bias : array, (K,), optional
+    stride, dilation : int or 2 ints, at least 1
+    padding : int, 2 ints, 2 pairs (before, after), "valid", "full", "same" or "same_lower"
+        "same" gives ``out = ceil(in/stride)``, the odd element padded at the end; "same_lower" at
+        the start (ONNX SAME_UPPER and SAME_LOWER; JAX's SAME). "full" pads dilation*(filter-1).
+    groups : int
+        Divides C and K: output channels of a group see only its C/groups input channels.
+    padding_mode : "zeros", "reflect", "symmetric", "replicate" or "circular"
+        What lies beyond the edge of ``a b c d``: zeros; ``d c b | a b c d | c b a``;
+        ``b a | a b``; ``a a | a b``; the input over again. Pads may be longer than the input.
+    layout : "NCHW" or "NHWC"
+        How the shapes of x and of the result are written.
+    dtype : optional
+        The result's type. Left out: the promoted type of x and w for floating and complex types
+        (an integer beside a float takes the float's), int64 or uint64 for integers and bool. Sums
+        run in float32 for 16-bit floats, exactly in 64 bits for integers, else in the type itself.
+        A wider `dtype` widens the sums too.
+    precision : "ieee", "tf32" or "tf32x3"
+        How a GPU may compute float32 products; "ieee" is full float32.
+    algorithm : "auto" or a name out of ``plan_conv2d(...).candidates``
+        "auto" keeps NaN and Inf to the outputs whose windows hold them.
+    workspace_limit : int, optional
+        A hard cap on scratch memory, in bytes.
+    out : array, optional
+        Where to write the result; of its shape, dtype, library and device.
+
+    Returns
+    -------
+    array, (N, K, P, Q), or as `layout` writes it
+        Of x's library, device and memory order.
+
+    Raises
+    ------
+    ValueError
+        Shapes or values that do not fit, or an output without extent.
+    TypeError
+        A type that is no array or not supported, mixed libraries or devices.
+    gpuconv.BackendError
+        The backend asked for by ``use_backend`` cannot run here.
+
+    After an error nothing has been written, `out` included.
+
+    Notes
+    -----
+    The same call gives the same bits, and each image of a batch the bits it would get alone.
+    The arguments follow ``torch.nn.functional.conv2d``; "same", dtypes and pairs the rules of
+    ONNX Conv and ``jax.lax.conv_general_dilated``.
+
+    Examples
+    --------
+    >>> import numpy as np, gpuconv
+    >>> x = np.arange(16.0).reshape(1, 1, 4, 4)
+    >>> sobel = np.array([[[[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]]]])
+    >>> gpuconv.conv2d(x, sobel)
+    array([[[[8., 8.],
+             [8., 8.]]]])
+    >>> gpuconv.conv2d(x, sobel, stride=2, padding="same", padding_mode="reflect").shape
+    (1, 1, 2, 2)
+    """
+    return _conv(
+        "conv2d",
+        2,
+        x,
+        w,
+        bias,
+        out,
+        algorithm,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        padding_mode=padding_mode,
+        layout=layout,
+        dtype=dtype,
+        precision=precision,
+        workspace_limit=workspace_limit,
+    )
+
+
+def conv3d(
+    x: Any,
+    w: Any,
+    /,
+    bias: Any = None,
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: Padding = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    layout: str = "NCDHW",
+    dtype: Any = None,
+    precision: str = "ieee",
+    algorithm: str = "auto",
+    workspace_limit: int | None = None,
+    out: Any = None,
+) -> Any:
+    """3-D convolution, as neural networks use the word (cross-correlation: w is not flipped).
+
+    x is (N, C, D, H, W) or (C, D, H, W), with ``layout="NDHWC"`` (N, D, H, W, C); w is
+    (K, C/groups, T, R, S); the result (N, K, Z, P, Q), or as `layout` writes it. Everything else
+    is as in `conv2d`, with three axes.
+
+    Examples
+    --------
+    >>> import numpy as np, gpuconv
+    >>> x = np.ones((1, 2, 5, 6, 7), np.float32)
+    >>> gpuconv.conv3d(x, np.ones((4, 2, 3, 3, 3), np.float32), padding=1).shape
+    (1, 4, 5, 6, 7)
+    """
+    return _conv(
+        "conv3d",
+        3,
+        x,
+        w,
+        bias,
+        out,
+        algorithm,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        padding_mode=padding_mode,
+        layout=layout,
+        dtype=dtype,
+        precision=precision,
+        workspace_limit=workspace_limit,
+    )
+
+
+def plan_conv1d(
+    x_shape: Sequence[int],
+    w_shape: Sequence[int],
+    /,
+    *,
+    dtype: Any = "float32",
+    bias: bool = False,
+    stride: int | Sequence[int] = 1,
+    padding: Padding = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    layout: str = "NCW",
+    precision: str = "ieee",
+    algorithm: str = "auto",
+    workspace_limit: int | None = None,
+    backend: str | None = None,
+) -> Plan:
+    """The plan of a ``conv1d``; its parameters and result are those of `plan_conv2d`.
+
+    Examples
+    --------
+    >>> import gpuconv
+    >>> gpuconv.plan_conv1d((8, 4, 100), (16, 4, 3), padding=1).flops
+    307200
+    """
+    return _plan(
+        "plan_conv1d",
+        1,
+        x_shape,
+        w_shape,
+        dtype,
+        bias,
+        algorithm,
+        backend,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        padding_mode=padding_mode,
+        layout=layout,
+        precision=precision,
+        workspace_limit=workspace_limit,
+    )
+
+
+def plan_conv2d(
+    x_shape: Sequence[int],
+    w_shape: Sequence[int],
+    /,
+    *,
+    dtype: Any = "float32",
+    bias: bool = False,
+    stride: int | Sequence[int] = 1,
+    padding: Padding = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    layout: str = "NCHW",
+    precision: str = "ieee",
+    algorithm: str = "auto",
+    workspace_limit: int | None = None,
+    backend: str | None = None,
+) -> Plan:
+    """The plan of a ``conv2d``: made from shapes alone, inspected, run many times.
+
+    Parameters
+    ----------
+    x_shape, w_shape : sequences of int
+        As the x and w of `conv2d`.
+    dtype : dtype of x and w, or the pair (x's, w's), or the triple (x's, w's, the result's)
+    bias : bool
+        Whether the plan is called with a bias, of the result's dtype.
+    stride, padding, dilation, groups, padding_mode, layout, precision, algorithm, workspace_limit
+        As in `conv2d`.
+    backend : "numpy", "cuda" or None
+        None: that of the surrounding ``use_backend``, or else ``default_backend()``.
+
+    Returns
+    -------
+    gpuconv.Plan
+        ``plan(x, w, bias=None, out=None)`` runs it, for any batch; ``print(plan)`` explains it. It
+        has ``algorithm``, ``candidates``, ``workspace_bytes``, ``flops`` and ``bytes_moved``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `conv2d`.
+    gpuconv.BackendError
+        `backend` cannot run here.
+
+    Examples
+    --------
+    >>> import numpy as np, gpuconv
+    >>> plan = gpuconv.plan_conv2d((8, 3, 32, 32), (16, 3, 3, 3), padding=1, backend="numpy")
+    >>> plan.flops
+    7077888
+    >>> x, w = np.ones((8, 3, 32, 32), np.float32), np.ones((16, 3, 3, 3), np.float32)
+    >>> plan(x, w).shape
+    (8, 16, 32, 32)
+    """
+    return _plan(
+        "plan_conv2d",
+        2,
+        x_shape,
+        w_shape,
+        dtype,
+        bias,
+        algorithm,
+        backend,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        padding_mode=padding_mode,
+        layout=layout,
+        precision=precision,
+        workspace_limit=workspace_limit,
+    )
+
+
+def plan_conv3d(
+    x_shape: Sequence[int],
+    w_shape: Sequence[int],
+    /,
+    *,
+    dtype: Any = "float32",
+    bias: bool = False,
+    stride: int | Sequence[int] = 1,
+    padding: Padding = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    layout: str = "NCDHW",
+    precision: str = "ieee",
+    algorithm: str = "auto",
+    workspace_limit: int | None = None,
+    backend: str | None = None,
+) -> Plan:
+    """The plan of a ``conv3d``; its parameters and result are those of `plan_conv2d`.
+
+    Examples
+    --------
+    >>> import gpuconv
+    >>> gpuconv.plan_conv3d((1, 2, 5, 6, 7), (4, 2, 3, 3, 3), padding=1).flops
+    90720
+    """
+    return _plan(
+        "plan_conv3d",
+        3,
+        x_shape,
+        w_shape,
+        dtype,
+        bias,
+        algorithm,
+        backend,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        padding_mode=padding_mode,
+        layout=layout,
+        precision=precision,
+        workspace_limit=workspace_limit,
+    )
+
+
+def conv_output_shape(
+    x_shape: Sequence[int],
+    w_shape: Sequence[int],
+    /,
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: Padding = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    layout: str | None = None,
+) -> tuple[int, ...]:
+    """The shape of what conv1d, conv2d or conv3d would return.
+
+    Along each axis ``out = (in + pad_lo + pad_hi - dilation*(filter-1) - 1) // stride + 1``.
+
+    Parameters
+    ----------
+    x_shape, w_shape : sequences of int
+        As x and w of the convolution that w_shape's length names: (K, C/groups, S) is 1-D, with R
+        2-D, with T 3-D.
+    stride, padding, dilation, groups, layout
+        As in `conv2d`; no layout means the channels-first one.
+
+    Raises
+    ------
+    ValueError
+        As the convolution itself would.
+
+    Examples
+    --------
+    >>> import gpuconv
+    >>> gpuconv.conv_output_shape((32, 3, 224, 224), (64, 3, 7, 7), stride=2, padding=3)
+    (32, 64, 112, 112)
+    """
+    function = "conv_output_shape"
+    ndim = len(w_shape) - 2
+    if ndim not in LAYOUTS:
+        raise ValueError(
+            f"{function}: w_shape {tuple(w_shape)} is {len(w_shape)}-D; it takes (K, C/groups, S), "
+            f"(K, C/groups, R, S) or (K, C/groups, T, R, S)"
+        )
+    problem = _describe(
+        function,
+        ndim,
+        tuple(x_shape),
+        tuple(w_shape),
+        "float32",
+        "float32",
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        layout=layout,
+    )
+    return as_layout_shape(problem.y_shape, problem.layout.endswith("C"), problem.batched)
+
+
+def _conv(
+    function: str,
+    ndim: int,
+    x: Any,
+    w: Any,
+    bias: Any,
+    out: Any,
+    algorithm: str,
+    **options: Any,
+) -> Any:
+    operands = Operands(function, x=x, w=w, bias=bias, out=out)
+    problem = _describe(
+        function,
+        ndim,
+        operands.x.shape,
+        operands.w.shape,
+        operands.x.dtype,
+        operands.w.dtype,
+        bias=None if operands.bias is None else operands.bias.dtype,
+        channels_last=operands.memory_order(ndim, options["layout"]),
+        **options,
+    )
+    plan = choose(function, problem, operands.backend, operands.device, algorithm)
+    return operands.run(plan)
+
+
+def _plan(
+    function: str,
+    ndim: int,
+    x_shape: Sequence[int],
+    w_shape: Sequence[int],
+    dtype: Any,
+    bias: bool,
+    algorithm: str,
+    backend: str | None,
+    **options: Any,
+) -> Plan:
+    dtypes = tuple(dtype) if isinstance(dtype, (tuple, list)) else (dtype, dtype)
+    if len(dtypes) not in (2, 3):
+        raise ValueError(
+            f"{function}: dtype is one dtype, the pair (x's, w's), or the triple (x's, w's, the "
+            f"result's); got {dtype!r}"
+        )
+    problem = _describe(
+        function,
+        ndim,
+        tuple(x_shape),
+        tuple(w_shape),
+        *dtypes[:2],
+        dtype=dtypes[2] if len(dtypes) == 3 else None,
+        bias=True if bias else None,
+        **options,
+    )
+    if backend is None:
+        name = backends.current_backend()
+    else:
+        name = backends.check_backend(function, backend)
+    return choose(function, problem, name, backends.backend(name).device(), algorithm)
+
+
+def _describe(function: str, ndim: int, *args: Any, **options: Any) -> ConvProblem:
+    for name in ("stride", "padding", "dilation"):
+        if type(options[name]) is not int:
+            options[name] = freeze(function, name, options[name])
+    return _described(function, ndim, *args, **options)
+
+
+_described = lru_cache(maxsize=4096, typed=True)(describe)

@@ -1,0 +1,172 @@
+"""From the caller's arrays to a backend's, and the result back: the middle of every call.
+
+Algorithms see one form only: x, w and out as channels-first views, (N, C, spatial...), of whatever
+strides the caller's memory has. Layouts, missing batches, memory formats and foreign libraries end
+here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gpuconv import arrays, backends, dtypes
+from gpuconv.plan import Plan
+
+
+class Operands:
+    """The arrays of one call, checked for library and device, and taken in by a backend.
+
+    `function` names the call in errors; `backend` is the one that must serve (a plan's own), else
+    the surrounding ``use_backend`` or the arrays decide.
+    """
+
+    def __init__(
+        self,
+        function: str,
+        *,
+        x: Any,
+        w: Any,
+        bias: Any = None,
+        out: Any = None,
+        backend: str | None = None,
+    ) -> None:
+        self.function = function
+        self.library, place = arrays.same_library(
+            function, {"x": x, "w": w, "bias": bias, "out": out}
+        )
+        own = "numpy" if place == "cpu" else "cuda"
+        forced = backends.forced_backend()
+        self.backend = forced or own
+        if backend is not None and backend != self.backend:
+            raise TypeError(
+                f"{function}: the plan is for the backend {backend!r}, but the arrays are of "
+                f"{self.library.name} on {place}; plan with backend={self.backend!r}, or move them "
+                f"with gpuconv.use_backend({backend!r})"
+            )
+        self.like, self.out_given = x, out
+        if out is not None and not self.library.writable(out):
+            raise ValueError(f"{function}: out is a read-only {self.library.name} array")
+        module = backends.backend(self.backend)
+        self._module = module
+        self.device = module.device(place)
+        try:
+            self.x = module.take(x, self.library, self.device)
+            self.w = module.take(w, self.library, self.device)
+            self.bias = None if bias is None else module.take(bias, self.library, self.device)
+        except TypeError as error:
+            raise TypeError(f"{function}: {error}") from error
+
+    def run(self, plan: Plan) -> Any:
+        """Check the arrays against `plan`, compute, and hand the result to the caller's library."""
+        problem = plan.problem
+        self._check(plan)
+        axes_last = problem.layout.endswith("C")
+        x = channels_first(self.x, axes_last, problem.batched)
+        shape = (x.shape[0], *problem.y_shape[1:])
+        out = self._module.take_out(self.out_given, self.library, self.device)
+        y = None if out is None else channels_first(out, axes_last, problem.batched)
+        # A result that overlaps what is still to be read goes to memory of its own first.
+        direct = y is not None and not self._module.overlaps(out, (self.x, self.w, self.bias))
+        target = y if direct else self._empty(plan, shape)
+        if 0 not in shape:
+            # A sum that overflows is infinite, as in every library of this kind, without a warning.
+            with np.errstate(all="ignore"):
+                plan.implementation.run(plan, x, self.w, self.bias, target)
+        if y is None:
+            result = as_layout(target, axes_last, problem.batched)
+            return self._module.give(result, self.library, self.like)
+        if not direct:
+            y[...] = target
+        self._module.give_out(out, self.library, self.out_given)
+        return self.out_given
+
+    def _empty(self, plan: Plan, shape: tuple[int, ...]) -> Any:
+        """An uninitialised (N, K, spatial...) array in the memory order of x."""
+        dtype = plan.problem.y_dtype
+        if not plan.problem.channels_last:
+            return self._module.empty(shape, dtype, self.device)
+        last = self._module.empty((shape[0], *shape[2:], shape[1]), dtype, self.device)
+        return channels_first(last, True, True)
+
+    def _check(self, plan: Plan) -> None:
+        problem = plan.problem
+        axes_last = problem.layout.endswith("C")
+        x_shape = as_layout_shape(problem.x_shape, axes_last, problem.batched)
+        free = 1 if problem.batched else 0  # the batch may differ from the planned one
+        self._check_array("x", self.x, x_shape, problem.x_dtype, free)
+        self._check_array("w", self.w, problem.w_shape, problem.w_dtype)
+        if (self.bias is None) != (problem.bias is None):
+            was, now = ("without", "with") if problem.bias is None else ("with", "without")
+            raise ValueError(f"{self.function}: planned {was} a bias, called {now} one")
+        if self.bias is not None and problem.bias is not None:
+            self._check_array("bias", self.bias, (problem.out_channels,), problem.bias)
+        if self.out_given is not None:
+            y_shape = as_layout_shape(problem.y_shape, axes_last, problem.batched)
+            if problem.batched:
+                y_shape = (self.x.shape[0], *y_shape[1:])
+            self._check_array("out", self.out_given, y_shape, problem.y_dtype)
+
+    def _check_array(
+        self, name: str, array: Any, shape: tuple[int, ...], dtype: dtypes.DType, free: int = 0
+    ) -> None:
+        came = tuple(array.shape)
+        if len(came) != len(shape) or came[free:] != shape[free:]:
+            raise ValueError(f"{self.function}: {name} has shape {came}; it takes {shape}")
+        if dtypes.of(array.dtype) is not dtype:
+            raise TypeError(f"{self.function}: {name} is {array.dtype}; it takes {dtype}")
+
+    def memory_order(self, ndim: int, layout: str | None) -> bool | None:
+        """Whether x's memory runs channels last; None where that is what `layout` says anyway.
+
+        The rule of torch: a view whose strides fall in the order N, H, W, C is channels last.
+        """
+        x = self.x
+        if x.flags.c_contiguous or x.ndim not in (ndim + 1, ndim + 2):
+            return None
+        axes_last = layout is not None and layout.endswith("C")
+        first = channels_first(x, axes_last, x.ndim == ndim + 2)
+        if first.shape[1] < 2:
+            return None
+        orders = {False: tuple(range(ndim + 2)), True: (0, *range(2, ndim + 2), 1)}
+        for channels_last in (axes_last, not axes_last):
+            if _falling(first, orders[channels_last]):
+                return channels_last
+        return None
+
+
+def _falling(array: Any, order: tuple[int, ...]) -> bool:
+    """Whether strides fall along `order`, each step clear of the whole extent inside it."""
+    inner = array.dtype.itemsize
+    for axis in reversed(order):
+        if array.shape[axis] > 1:
+            if abs(array.strides[axis]) < inner:
+                return False
+            inner = abs(array.strides[axis]) * array.shape[axis]
+    return True
+
+
+def channels_first(array: Any, axes_last: bool, batched: bool) -> Any:
+    """The view (N, C, spatial...) of an array written (N,) C, spatial... or (N,) spatial..., C."""
+    if not batched:
+        array = array[None]
+    if axes_last:
+        array = array.transpose(0, array.ndim - 1, *range(1, array.ndim - 1))
+    return array
+
+
+def as_layout(array: Any, axes_last: bool, batched: bool) -> Any:
+    """The inverse of ``channels_first``."""
+    if axes_last:
+        array = array.transpose(0, *range(2, array.ndim), 1)
+    return array if batched else array[0]
+
+
+def as_layout_shape(
+    shape: tuple[int, ...], axes_last: bool, batched: bool
+) -> tuple[int, ...]:
+    """A channels-first shape as the caller writes it."""
+    if axes_last:
+        shape = (shape[0], *shape[2:], shape[1])
+    return shape if batched else shape[1:]
