@@ -11,7 +11,6 @@ import difflib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +94,7 @@ class Named:
     make: Callable[..., Kernel]
     about: str
     parameters: tuple[str, ...] = ()
+    smallest: int = 1
 
 
 NAMED: dict[str, Named] = {
@@ -112,7 +112,7 @@ NAMED: dict[str, Named] = {
     "prewitt-x": Named(_fixed("-1 0 1; -1 0 1; -1 0 1"), "slope to the right, plain"),
     "prewitt-y": Named(_fixed("-1 -1 -1; 0 0 0; 1 1 1"), "slope downwards, plain"),
     "laplacian": Named(_fixed("0 1 0; 1 -4 1; 0 1 0"), "second derivative, 4 neighbours"),
-    "log": Named(laplacian_of_gaussian, "Laplacian of a Gaussian of SIZE (9)", ("SIZE",)),
+    "log": Named(laplacian_of_gaussian, "Laplacian of a Gaussian of SIZE (9)", ("SIZE",), smallest=3),
     "ridge": Named(_fixed("-1 -1 -1; -1 8 -1; -1 -1 -1"), "outlines: 8 minus the 8 neighbours"),
     "emboss": Named(_fixed("-2 -1 0; -1 1 1; 0 1 2"), "relief lit from the lower right"),
 }
@@ -157,10 +157,10 @@ def resolve(spec: str) -> tuple[str, Kernel]:
         return path.stem, load(path)
     if re.fullmatch(r"[A-Za-z][\w-]*(:.*)?", spec):
         close = difflib.get_close_matches(name.lower(), NAMED, n=1, cutoff=0.5)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
         raise KernelError(
-            f"no kernel is called {name!r}{hint} Names: {', '.join(NAMED)}; a .txt, .csv or .npy "
-            f"file or rows of numbers like '1 0 -1; 2 0 -2; 1 0 -1' would do too"
+            f"no kernel is called {name!r}{hint}; names are {', '.join(NAMED)}; a .txt, .csv or "
+            f".npy file or rows of numbers like '1 0 -1; 2 0 -2; 1 0 -1' would do too"
         )
     return "kernel", parse(spec)
 
@@ -175,7 +175,7 @@ def named(spec: str) -> Kernel:
     numbers: list[float] = []
     for parameter, text in zip(entry.parameters, arguments, strict=False):
         if parameter == "SIZE":
-            numbers.append(_size(spec, text))
+            numbers.append(_size(spec, text, entry.smallest))
         else:
             numbers.append(_sigma(spec, text))
     return entry.make(*numbers)
@@ -193,8 +193,10 @@ def parse(text: str) -> Kernel:
     >>> filters.parse("1/4, 1/2, 1/4")
     array([[0.25, 0.5 , 0.25]], dtype=float32)
     """
-    lines = [line.strip().strip(",") for line in re.split(r"[;\n]", text)]
-    rows = [[_number(word) for word in re.split(r"[\s,]+", line)] for line in lines if line]
+    lines = [line.strip() for line in re.split(r"[;\n]", text)]
+    # One comma may end a row; any other that has no number beside it is a number forgotten.
+    words = [re.split(r"\s*,\s*|\s+", line.removesuffix(",").strip()) for line in lines if line]
+    rows = [[_number(word) for word in row] for row in words]
     if not rows:
         raise KernelError("the kernel is empty; rows of numbers like '1 0 -1; 2 0 -2' would do")
     for i, row in enumerate(rows):
@@ -219,7 +221,7 @@ def load(path: Path) -> Kernel:
     if path.suffix.lower() == ".npy":
         with path.open("rb") as file:
             try:
-                array = np.load(file, allow_pickle=False)
+                array = np.lib.format.read_array(file, allow_pickle=False)
             except (ValueError, EOFError) as error:
                 raise KernelError(
                     f"kernel file {path}: not a .npy array of numbers ({error}); "
@@ -263,9 +265,9 @@ def _number(word: str) -> float:
     try:
         if "/" in word:
             over, under = word.split("/")
-            return float(Fraction(over) / Fraction(under))
+            return float(over) / float(under)
         return float(word)
-    except (ValueError, OverflowError):
+    except ValueError:
         raise KernelError(
             f"the kernel has {word!r} where a number should be; 2, -0.5, 1e-3 or 1/9 would do"
         ) from None
@@ -273,13 +275,14 @@ def _number(word: str) -> float:
         raise KernelError(f"the kernel has {word!r}, a division by zero") from None
 
 
-def _size(spec: str, text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) % 2 == 0 or int(text) > MAX_SIZE:
+def _size(spec: str, text: str, smallest: int) -> int:
+    size = int(text) if re.fullmatch(r"[0-9]{1,9}", text) else 0
+    if size % 2 == 0 or not smallest <= size <= MAX_SIZE:
         raise KernelError(
-            f"kernel {spec!r}: the size is {text!r}; an odd number from 1 to {MAX_SIZE} would do, "
-            f"so that the kernel has a middle"
+            f"kernel {spec!r}: the size is {text!r}; an odd number from {smallest} to {MAX_SIZE} "
+            f"would do, so that the kernel has a middle"
         )
-    return int(text)
+    return size
 
 
 def _sigma(spec: str, text: str) -> float:
