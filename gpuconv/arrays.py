@@ -148,7 +148,7 @@ _KNOWN["jaxlib"] = _KNOWN["jax"]
 
 
 @lru_cache(maxsize=256)
-def _library_of_type(cls: type) -> Library | None:
+def _library_of_type(cls: Any) -> Library | None:
     if cls is np.ndarray:
         return NUMPY
     if issubclass(cls, np.ma.MaskedArray):
@@ -164,9 +164,15 @@ def _library_of_type(cls: type) -> Library | None:
     return None
 
 
+def maybe_library(x: Any) -> Library | None:
+    """The library whose array `x` is; None for what is no array."""
+    cls: Any = type(x)
+    return _library_of_type(cls)
+
+
 def library_of(function: str, name: str, x: Any) -> Library:
     """The library whose array `x` is; TypeError for what is no array, naming the argument."""
-    library = _library_of_type(type(x))
+    library = maybe_library(x)
     if library is None:
         what = (
             "a masked array, whose mask a convolution cannot honour: fill it first"
@@ -179,7 +185,10 @@ def library_of(function: str, name: str, x: Any) -> Library:
 
 
 def same_library(function: str, arrays: dict[str, Any]) -> tuple[Library, str]:
-    """The one library and device of all of `arrays` (None is skipped); TypeError names two that differ."""
+    """The one library and device of all of `arrays`; TypeError names two that differ.
+
+    An array that is None was not given.
+    """
     first: tuple[str, Library, str] | None = None
     for name, array in arrays.items():
         if array is None:

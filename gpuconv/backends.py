@@ -70,7 +70,7 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def asarray(obj: Any, /) -> Any:
-    """`obj` as an array of the current backend: CuPy where it is ``"cuda"``, NumPy where ``"numpy"``.
+    """`obj` as an array of the current backend: CuPy for ``"cuda"``, NumPy for ``"numpy"``.
 
     The current backend is that of the surrounding ``use_backend``, or else ``default_backend()``.
     A program that makes its arrays with this runs unchanged on both.
@@ -89,7 +89,7 @@ def asarray(obj: Any, /) -> Any:
     """
     from gpuconv import arrays
 
-    library = arrays._library_of_type(type(obj))
+    library = arrays.maybe_library(obj)
     if current_backend() == "cuda":
         return _cuda().asarray(obj, library)
     return np.asarray(obj) if library is None else library.to_host(obj)
@@ -156,8 +156,8 @@ def show_config(file: Any = None) -> None:
     else:
         lines.extend(_cuda().describe())
     lines.append(f"numpy backend: {cpu()}")
-    for package in ("numpy", "threadpoolctl", "ml_dtypes", "cupy", "torch", "jax", "scipy"):
-        lines.append(f"  {package}: {_version(package)}")
+    packages = ("numpy", "threadpoolctl", "ml_dtypes", "cupy", "torch", "jax", "scipy")
+    lines.extend(f"  {package}: {_version(package)}" for package in packages)
     print("\n".join(lines), file=file)
 
 

@@ -7,7 +7,7 @@ a problem in bfloat16 can be planned without the package (ml_dtypes) that comput
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -65,7 +65,7 @@ ALL = (
 _BY_NAME = {dtype.name: dtype for dtype in ALL}
 
 
-@lru_cache(maxsize=None)
+@cache
 def _numpy_dtype(name: str) -> np.dtype[Any]:
     if name != "bfloat16":
         return np.dtype(name)
@@ -75,10 +75,11 @@ def _numpy_dtype(name: str) -> np.dtype[Any]:
         raise TypeError(
             "bfloat16 on the CPU needs the package ml_dtypes: pip install ml_dtypes"
         ) from error
-    return np.dtype(ml_dtypes.bfloat16)
+    bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return bfloat16
 
 
-@lru_cache(maxsize=None)
+@cache
 def of(spec: Any) -> DType:
     """The DType that `spec` names: a name, a NumPy dtype or scalar type, or another library's.
 
@@ -146,7 +147,7 @@ def accumulator(dtype: DType) -> DType:
 
 
 def can_convert(source: DType, target: DType) -> bool:
-    """Whether a sum of `source` may be stored as `target`: never fraction or imaginary part lost."""
+    """Whether a sum of `source` may be stored as `target`, losing no fraction or imaginary part."""
     if source.is_exact:
         return True
     return target.kind == "c" or (target.kind == "f" and source.kind == "f")

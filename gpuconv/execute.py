@@ -163,9 +163,7 @@ def as_layout(array: Any, axes_last: bool, batched: bool) -> Any:
     return array if batched else array[0]
 
 
-def as_layout_shape(
-    shape: tuple[int, ...], axes_last: bool, batched: bool
-) -> tuple[int, ...]:
+def as_layout_shape(shape: tuple[int, ...], axes_last: bool, batched: bool) -> tuple[int, ...]:
     """A channels-first shape as the caller writes it."""
     if axes_last:
         shape = (shape[0], *shape[2:], shape[1])

@@ -1,4 +1,4 @@
-"""The plan of a problem: every algorithm asked what it would cost, one chosen, the others explained.
+"""The plan of a problem: every algorithm is asked what it would cost, and one is chosen.
 
 A plan is made from shapes, dtypes and options alone; it holds no arrays. Plans are cached, so the
 second call with the same shapes costs a dictionary look-up.

@@ -106,7 +106,9 @@ def random_case(
     stride = tuple(rnd.choice((1, 1, 1, 2, 3)) for _ in range(ndim))
     dilation = tuple(rnd.choice((1, 1, 1, 2, 3)) for _ in range(ndim))
     extents = tuple(rnd.randint(1, biggest) for _ in range(ndim))
-    padding: Any = rnd.choice(("int", "axes", "pairs", "pairs", "valid", "full", "same", "same_lower"))
+    padding: Any = rnd.choice(
+        ("int", "axes", "pairs", "pairs", "valid", "full", "same", "same_lower")
+    )
     if padding == "int":
         padding = rnd.randint(0, 3)
     elif padding == "axes":
@@ -200,7 +202,8 @@ def random_array(
 def in_memory_order(array: HostArray, memory: str, channel_axis: int) -> HostArray:
     """The same values in another memory: what views, slices and other libraries hand over."""
     if memory == "channels_last":
-        return np.moveaxis(np.ascontiguousarray(np.moveaxis(array, channel_axis, -1)), -1, channel_axis)
+        last = np.ascontiguousarray(np.moveaxis(array, channel_axis, -1))
+        return np.moveaxis(last, -1, channel_axis)
     if memory == "reversed":  # negative strides
         return np.flip(np.ascontiguousarray(np.flip(array)))
     if memory == "strided":  # every second element of a larger array
@@ -275,12 +278,12 @@ def assert_close(
         wrong = ~(np.abs(got - y_ref) <= bound)
         # What is infinite or NaN, or overflows the result's type, must be so in both.
         special = ~np.isfinite(rounded)
-        wrong[special] = ~(
-            (got[special] == rounded[special]) | (np.isnan(got[special]) & np.isnan(rounded[special]))
-        )
+        both_nan = np.isnan(got) & np.isnan(rounded)
+        wrong[special] = ~((got == rounded) | both_nan)[special]
     if wrong.any():
         worst = np.unravel_index(np.argmax(np.where(wrong, np.abs(got - y_ref), 0)), y.shape)
         raise AssertionError(
-            f"{problem}: {wrong.sum()} of {wrong.size} elements are off; at {tuple(map(int, worst))}"
-            f" got {got[worst]}, expected {y_ref[worst]}, bound {bound[worst]:.3g}"
+            f"{problem}: {wrong.sum()} of {wrong.size} elements are off; "
+            f"at {tuple(map(int, worst))} got {got[worst]}, expected {y_ref[worst]}, "
+            f"bound {bound[worst]:.3g}"
         )

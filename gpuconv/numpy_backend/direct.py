@@ -39,7 +39,7 @@ def run(plan: Plan, x: HostArray, w: HostArray, bias: HostArray | None, out: Hos
     problem = plan.problem
     wide = problem.accumulator.numpy
     if problem.flip:
-        w = np.flip(w, range(2, w.ndim))
+        w = np.flip(w, tuple(range(2, w.ndim)))
     index = [
         source_index(n, lo, hi, problem.padding_mode)
         for n, lo, hi in zip(problem.input, problem.pad_lo, problem.pad_hi, strict=True)

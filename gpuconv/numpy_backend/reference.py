@@ -26,19 +26,18 @@ def forward(
     y = np.zeros((x.shape[0], *problem.y_shape[1:]), wide)
     x, w = pad(problem, x).astype(wide), w.astype(wide)
     if problem.flip:
-        w = np.flip(w, range(2, w.ndim))
+        w = np.flip(w, tuple(range(2, w.ndim)))
     for tap in itertools.product(*map(range, problem.filter)):
         start = [d * r for d, r in zip(problem.dilation, tap, strict=True)]
-        window = tuple(
+        window: tuple[Any, ...] = tuple(
             slice(a, a + (n - 1) * s + 1, s)
             for a, n, s in zip(start, problem.output, problem.stride, strict=True)
         )
         for g in range(problem.groups):
             ins = slice(g * problem.group_in_channels, (g + 1) * problem.group_in_channels)
             outs = slice(g * problem.group_out_channels, (g + 1) * problem.group_out_channels)
-            y[:, outs] += np.einsum(
-                "nc...,kc->nk...", x[(slice(None), ins, *window)], w[(outs, slice(None), *tap)]
-            )
+            x_g, w_g = x[:, ins], w[outs]
+            y[:, outs] += np.einsum("nc...,kc->nk...", x_g[(..., *window)], w_g[(..., *tap)])
     if bias is not None:
         y += bias.astype(wide).reshape(-1, *[1] * problem.ndim)
     return y
