@@ -70,7 +70,9 @@ class Operands:
         # A result that overlaps what is still to be read goes to memory of its own first.
         direct = y is not None and not self._module.overlaps(out, (self.x, self.w, self.bias))
         target = y if direct else self._empty(plan, shape)
-        if 0 not in shape:
+        if 0 in x.shape and 0 not in shape:  # sums of nothing: no algorithm need know them
+            target[...] = 0 if self.bias is None else self.bias.reshape(-1, *[1] * problem.ndim)
+        elif 0 not in shape:
             # A sum that overflows is infinite, as in every library of this kind, without a warning.
             with np.errstate(all="ignore"):
                 plan.implementation.run(plan, x, self.w, self.bias, target)

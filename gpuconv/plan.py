@@ -44,7 +44,7 @@ class Algorithm(Protocol):
         """Bytes of scratch memory, within ``problem.workspace_limit`` where it can adapt."""
 
     def run(self, plan: Plan, x: Any, w: Any, bias: Any, out: Any, /) -> None:
-        """Write the whole of `out`. x, out: (N, C, spatial...) views of any strides.
+        """Write the whole of `out`. x, out: (N, C, spatial...) views of any strides, none empty.
 
         The batch may differ from ``plan.problem.batch``: each image is computed as it would be
         alone, so nothing that decides the order of sums may depend on it.

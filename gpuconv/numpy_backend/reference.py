@@ -27,6 +27,7 @@ def forward(
     x, w = pad(problem, x).astype(wide), w.astype(wide)
     if problem.flip:
         w = np.flip(w, tuple(range(2, w.ndim)))
+    everything: Any = slice(None)
     for tap in itertools.product(*map(range, problem.filter)):
         start = [d * r for d, r in zip(problem.dilation, tap, strict=True)]
         window: tuple[Any, ...] = tuple(
@@ -34,10 +35,10 @@ def forward(
             for a, n, s in zip(start, problem.output, problem.stride, strict=True)
         )
         for g in range(problem.groups):
-            ins = slice(g * problem.group_in_channels, (g + 1) * problem.group_in_channels)
-            outs = slice(g * problem.group_out_channels, (g + 1) * problem.group_out_channels)
-            x_g, w_g = x[:, ins], w[outs]
-            y[:, outs] += np.einsum("nc...,kc->nk...", x_g[(..., *window)], w_g[(..., *tap)])
+            ins: Any = slice(g * problem.group_in_channels, (g + 1) * problem.group_in_channels)
+            outs: Any = slice(g * problem.group_out_channels, (g + 1) * problem.group_out_channels)
+            x_g, w_g = x[(everything, ins, *window)], w[(outs, everything, *tap)]
+            y[:, outs] += np.einsum("nc...,kc->nk...", x_g, w_g)
     if bias is not None:
         y += bias.astype(wide).reshape(-1, *[1] * problem.ndim)
     return y
