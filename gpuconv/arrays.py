@@ -111,6 +111,9 @@ class _DLPack(Library):
     def __init__(self, name: str) -> None:
         self.name = name
 
+    def dtype(self, x: Any) -> str:
+        return str(x.dtype)
+
     def device(self, x: Any) -> str:
         kind, index = x.__dlpack_device__()
         return "cpu" if kind == 1 else f"cuda:{index}" if kind == 2 else f"DLPack {kind}:{index}"
@@ -187,11 +190,11 @@ def library_of(function: str, name: str, x: Any) -> Library:
 def same_library(function: str, arrays: dict[str, Any]) -> tuple[Library, str]:
     """The one library and device of all of `arrays`; TypeError names two that differ.
 
-    An array that is None was not given.
+    A bias or out that is None was not given.
     """
     first: tuple[str, Library, str] | None = None
     for name, array in arrays.items():
-        if array is None:
+        if array is None and name in ("bias", "out"):
             continue
         library = library_of(function, name, array)
         device = library.device(array)

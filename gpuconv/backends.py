@@ -10,7 +10,7 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -163,6 +163,8 @@ def show_config(file: Any = None) -> None:
 
 def _version(package: str) -> str:
     """The installed version, from the metadata: nothing is imported to learn it."""
+    from importlib import metadata  # slow to import, and only wanted here
+
     names = [package, *(f"{package}-cuda{v}x" for v in (11, 12, 13))]
     for name in names:
         try:

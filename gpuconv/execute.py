@@ -116,8 +116,9 @@ class Operands:
         came = tuple(array.shape)
         if len(came) != len(shape) or came[free:] != shape[free:]:
             raise ValueError(f"{self.function}: {name} has shape {came}; it takes {shape}")
-        if dtypes.of(array.dtype) is not dtype:
-            raise TypeError(f"{self.function}: {name} is {array.dtype}; it takes {dtype}")
+        own = self.library.dtype(array) if array is self.out_given else array.dtype
+        if dtypes.of(own) is not dtype:
+            raise TypeError(f"{self.function}: {name} is {own}; it takes {dtype}")
 
     def memory_order(self, ndim: int, layout: str | None) -> bool | None:
         """Whether x's memory runs channels last; None where that is what `layout` says anyway.

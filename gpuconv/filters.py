@@ -41,7 +41,7 @@ def gaussian(size: int = 5, sigma: float | None = None) -> Kernel:
     That default is OpenCV's: it fills the kernel, whose rim has a few percent of its peak.
     """
     weights = _bell(size, sigma)
-    return np.outer(weights, weights).astype(np.float32)
+    return np.asarray(np.outer(weights, weights), dtype=np.float32)
 
 
 def disk(size: int = 7) -> Kernel:
@@ -50,7 +50,7 @@ def disk(size: int = 7) -> Kernel:
     points = (np.arange(size * 8) + 0.5) / 8 - size / 2
     inside = points[:, None] ** 2 + points**2 <= (size / 2) ** 2
     cover = inside.reshape(size, 8, size, 8).sum(axis=(1, 3))
-    return (cover / cover.sum()).astype(np.float32)
+    return np.asarray(cover / cover.sum(), dtype=np.float32)
 
 
 def motion_blur(size: int = 9) -> Kernel:
@@ -73,7 +73,7 @@ def laplacian_of_gaussian(size: int = 9) -> Kernel:
     kernel = (r2 - 1) * np.exp(-r2)
     # The cut-off tails are missing from the sum; spread over all, they don't show.
     kernel -= kernel.mean()
-    return (kernel / np.abs(kernel).sum() * 8).astype(np.float32)
+    return np.asarray(kernel / np.abs(kernel).sum() * 8, dtype=np.float32)
 
 
 def _bell(size: int, sigma: float | None) -> npt.NDArray[np.float64]:
@@ -112,7 +112,9 @@ NAMED: dict[str, Named] = {
     "prewitt-x": Named(_fixed("-1 0 1; -1 0 1; -1 0 1"), "slope to the right, plain"),
     "prewitt-y": Named(_fixed("-1 -1 -1; 0 0 0; 1 1 1"), "slope downwards, plain"),
     "laplacian": Named(_fixed("0 1 0; 1 -4 1; 0 1 0"), "second derivative, 4 neighbours"),
-    "log": Named(laplacian_of_gaussian, "Laplacian of a Gaussian of SIZE (9)", ("SIZE",), smallest=3),
+    "log": Named(
+        laplacian_of_gaussian, "Laplacian of a Gaussian of SIZE (9)", ("SIZE",), smallest=3
+    ),
     "ridge": Named(_fixed("-1 -1 -1; -1 8 -1; -1 -1 -1"), "outlines: 8 minus the 8 neighbours"),
     "emboss": Named(_fixed("-2 -1 0; -1 1 1; 0 1 2"), "relief lit from the lower right"),
 }

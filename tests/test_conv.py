@@ -1,4 +1,4 @@
-"""conv1d, conv2d, conv3d against the reference, SciPy and torch, for every option of the contract."""
+"""conv1d, conv2d, conv3d against the reference, SciPy and torch, with every option."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ def test_integer_valued_data_is_exact_in_every_dtype(seed):
     if case.integers:
         y = call(case, dtype=None)
         problem = case.problem()
-        case = type(case)(**{**case.__dict__, "options": tuple((case.kwargs | {"dtype": None}).items())})
+        case = type(case)(
+            **{**case.__dict__, "options": tuple((case.kwargs | {"dtype": None}).items())}
+        )
         problem = case.problem()
         assert_close(problem, y, *case.arrays(), exact=not problem.result_dtype.is_half)
 
@@ -241,9 +243,7 @@ def test_integers_wrap_modulo_64_bits_and_no_sooner():
 def test_booleans_count():
     x = np.array([[[True, True, False, True]]])
     np.testing.assert_array_equal(gpuconv.conv1d(x, x[..., :2]), [[[2, 1, 1]]])
-    np.testing.assert_array_equal(
-        gpuconv.conv1d(x, x[..., :2], dtype=bool), [[[True, True, True]]]
-    )
+    np.testing.assert_array_equal(gpuconv.conv1d(x, x[..., :2], dtype=bool), [[[True, True, True]]])
 
 
 def test_half_precision_sums_in_float32():
@@ -270,7 +270,9 @@ BAD_OUT = [
 def test_a_bad_out_is_refused_and_left_alone(out, error, message):
     before = np.array(out, copy=True)
     with pytest.raises(error, match=re.escape(message)):
-        gpuconv.conv2d(np.ones((1, 1, 10, 10), np.float32), np.ones((1, 1, 3, 3), np.float32), out=out)
+        gpuconv.conv2d(
+            np.ones((1, 1, 10, 10), np.float32), np.ones((1, 1, 3, 3), np.float32), out=out
+        )
     np.testing.assert_array_equal(before, out)
 
 
@@ -278,19 +280,25 @@ def test_a_read_only_out_is_refused():
     out = np.zeros((1, 1, 8, 8), np.float32)
     out.flags.writeable = False
     with pytest.raises(ValueError, match="conv2d: out is a read-only numpy array"):
-        gpuconv.conv2d(np.ones((1, 1, 10, 10), np.float32), np.ones((1, 1, 3, 3), np.float32), out=out)
+        gpuconv.conv2d(
+            np.ones((1, 1, 10, 10), np.float32), np.ones((1, 1, 3, 3), np.float32), out=out
+        )
 
 
 @pytest.mark.parametrize("shape", [(3,), (4, 1), ()])
 def test_a_bias_of_the_wrong_shape_is_refused(shape):
     out = np.full((1, 4, 8, 8), 7, np.float32)
-    with pytest.raises(ValueError, match=re.escape(f"conv2d: bias has shape {shape}; it takes (4,)")):
+    with pytest.raises(
+        ValueError, match=re.escape(f"conv2d: bias has shape {shape}; it takes (4,)")
+    ):
         gpuconv.conv2d(rand(1, 2, 10, 10), rand(4, 2, 3, 3), np.zeros(shape, np.float32), out=out)
     assert (out == 7).all()
 
 
 def test_an_algorithm_that_cannot_serve_says_why():
-    with pytest.raises(ValueError, match=re.escape("conv2d: algorithm is 'auto' or, on the backend")):
+    with pytest.raises(
+        ValueError, match=re.escape("conv2d: algorithm is 'auto' or, on the backend")
+    ):
         gpuconv.conv2d(rand(1, 2, 10, 10), rand(4, 2, 3, 3), algorithm="magic")
     plan = gpuconv.plan_conv2d((1, 2, 10, 10), (4, 2, 3, 3), backend="numpy")
     refused = [c for c in plan.candidates if c.cost is None]

@@ -1,10 +1,373 @@
-"""Whether a CUDA device works here."""
+"""Whether a CUDA device works here, and what the rest of the backend may ask of it.
+
+A device counts when it answers *and* a trivial kernel compiles, loads and runs on it. That is
+tried once per process, at the first call that needs to know; importing this costs nothing.
+
+``Device`` is the seam: everything beyond it talks to a device through these few attributes and
+methods. ``CudaDevice`` is a real one, through CuPy. ``override`` puts another in its place.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import os
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
+from importlib import import_module
+from types import ModuleType
+from typing import Any, Protocol
+
+import numpy as np
+
+from gpuconv.arrays import Library
 from gpuconv.errors import BackendError
 
 
+class Device(Protocol):
+    """What kernels run on, as planning and launching see it."""
+
+    name: str
+    xp: ModuleType  # the namespace of its arrays: cupy
+    arch: str  # what kernels are compiled for: "sm_90a"
+    sm_count: int
+    max_shared_bytes: int  # of one block, opted in
+    registers_per_sm: int
+    l2_bytes: int
+    bandwidth: float  # of its memory, bytes per second
+    clock_hz: float
+
+    def load(
+        self, source: str, macros: Mapping[str, str | int], kernel: str | None = None
+    ) -> Any:
+        """The kernel `kernel` (named as its file where left out) of kernels_cuda/`source`.cu."""
+
+    def launch(
+        self,
+        kernel: Any,
+        grid: tuple[int, int, int],
+        block: tuple[int, int, int],
+        args: tuple[Any, ...],
+        shared_bytes: int = 0,
+    ) -> None:
+        """Start `kernel` on the current stream; nothing waits for it.
+
+        An array is passed as the pointer to its first element, None as a null pointer, a typed
+        NumPy scalar and a 0-d NumPy array of a structured dtype by value.
+        """
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        """An uninitialised C-contiguous array."""
+
+    def synchronize(self) -> None:
+        """Wait for everything that was started."""
+
+
+def capability(device: Device) -> int:
+    """Ten times the compute capability that kernels are compiled for: 90 for "sm_90a"."""
+    return int("".join(c for c in device.arch if c.isdigit()))
+
+
+# ---- a real device ---------------------------------------------------------------------------
+
+# cudaDeviceAttr: unlike the properties struct, the same numbers in every CUDA.
+_CLOCK_KHZ, _SM_COUNT, _MEMORY_KHZ, _BUS_BITS, _L2_BYTES = 13, 16, 36, 37, 38
+_MAJOR, _MINOR, _REGISTERS, _SHARED_BYTES = 75, 76, 82, 97
+
+_NULL = np.uint64(0)  # CuPy 13 passes None as no argument at all, not as a null pointer
+_PLAIN_SHARED_BYTES = 48 << 10  # what a block gets without asking
+
+
+class _Kernel:
+    """A loaded kernel, and how much dynamic shared memory it may use so far."""
+
+    __slots__ = ("function", "shared_limit")
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+        self.shared_limit = _PLAIN_SHARED_BYTES
+
+
+class CudaDevice:
+    """One CUDA device, through CuPy: its current stream, its memory pool."""
+
+    def __init__(self, ordinal: int) -> None:
+        from gpuconv.cuda_backend import compiler
+
+        self.ordinal = ordinal
+        self.xp = self._cupy = import_module("cupy")
+        runtime = self._runtime = self._cupy.cuda.runtime
+        name = runtime.getDeviceProperties(ordinal)["name"]
+        self.name = f"cuda:{ordinal}, {name.decode() if isinstance(name, bytes) else name}"
+
+        def attribute(number: int) -> int:
+            return int(runtime.deviceGetAttribute(number, ordinal))
+
+        self.compute_capability = attribute(_MAJOR), attribute(_MINOR)
+        self.arch = compiler.architecture(self.compute_capability)
+        self.sm_count = attribute(_SM_COUNT)
+        self.max_shared_bytes = attribute(_SHARED_BYTES)
+        self.registers_per_sm = attribute(_REGISTERS)
+        self.l2_bytes = attribute(_L2_BYTES)
+        # Two transfers per clock. Virtual GPUs hide their clocks: then the numbers of a mid-size
+        # device stand in, since only ratios decide between algorithms.
+        memory = 2e3 * attribute(_MEMORY_KHZ) * attribute(_BUS_BITS) / 8
+        self.bandwidth = memory or 1e12
+        self.clock_hz = 1e3 * attribute(_CLOCK_KHZ) or 1.5e9
+        self._kernels: dict[Any, _Kernel] = {}
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __repr__(self) -> str:
+        return f"<CudaDevice {self.name}>"
+
+    def load(
+        self, source: str, macros: Mapping[str, str | int], kernel: str | None = None
+    ) -> _Kernel:
+        from gpuconv.cuda_backend import compiler
+
+        key = (source, kernel, frozenset(macros.items()))
+        found = self._kernels.get(key)
+        if found is None:
+            compiled = compiler.compile_kernel(source, macros, self.arch)
+            with self._cupy.cuda.Device(self.ordinal):
+                module = self._cupy.cuda.function.Module()
+                module.load(compiled.cubin)
+                found = _Kernel(module.get_function(kernel or source))
+            self._kernels[key] = found
+        return found
+
+    def launch(
+        self,
+        kernel: _Kernel,
+        grid: tuple[int, int, int],
+        block: tuple[int, int, int],
+        args: tuple[Any, ...],
+        shared_bytes: int = 0,
+    ) -> None:
+        if self._runtime.getDevice() != self.ordinal:
+            with self._cupy.cuda.Device(self.ordinal):
+                return self.launch(kernel, grid, block, args, shared_bytes)
+        if shared_bytes > kernel.shared_limit:
+            self._allow_shared(kernel, shared_bytes)
+        values = [_NULL if a is None else a for a in args]
+        kernel.function(grid, block, values, shared_bytes)
+
+    def _allow_shared(self, kernel: _Kernel, shared_bytes: int) -> None:
+        driver = import_module("cupy_backends.cuda.api.driver")
+        driver.funcSetAttribute(
+            kernel.function.ptr, driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared_bytes
+        )
+        kernel.shared_limit = shared_bytes
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        if self._runtime.getDevice() != self.ordinal:
+            with self._cupy.cuda.Device(self.ordinal):
+                return self._cupy.empty(shape, dtype)
+        return self._cupy.empty(shape, dtype)
+
+    def synchronize(self) -> None:
+        with self._cupy.cuda.Device(self.ordinal):
+            self._runtime.deviceSynchronize()
+
+
+# ---- which device ----------------------------------------------------------------------------
+
+_overrides: list[Any] = []
+
+
+@contextmanager
+def override(device: Any) -> Iterator[Any]:
+    """`device` is the CUDA device inside the ``with`` block, of every place: the emulator's way in."""
+    _overrides.append(device)
+    try:
+        yield device
+    finally:
+        _overrides.remove(device)
+
+
+def device(place: str = "cpu") -> Any:
+    """The device of arrays that lie at `place` ("cuda:1"); CuPy's current one for host arrays."""
+    if _overrides:
+        return _overrides[-1]
+    if place.startswith("cuda"):
+        return _cuda_device(int(place.rpartition(":")[2]) if ":" in place else 0)
+    if reason := why_not():
+        raise BackendError(str(reason)) from reason
+    return _cuda_device(import_module("cupy").cuda.runtime.getDevice())
+
+
+@lru_cache(maxsize=None)
+def _cuda_device(ordinal: int) -> CudaDevice:
+    return CudaDevice(ordinal)
+
+
 def why_not() -> BackendError | None:
-    """Why CUDA cannot run here, or None where it can."""
-    return BackendError("the CUDA backend is not built yet")
+    """Why CUDA cannot run here (one line, its cause chained), or None where it can."""
+    if _overrides:
+        return None
+    with _probing:
+        return _probe()
+
+
+_probing = threading.Lock()  # the first two callers of a threaded program share one probe
+
+
+@lru_cache(maxsize=1)
+def _probe() -> BackendError | None:
+    """Try every step that a call would take. CuPy's exceptions differ by version and by state."""
+    from gpuconv.cuda_backend import compiler
+
+    try:
+        import_module("cupy")
+    except ImportError as error:
+        if getattr(error, "name", None) == "cupy":
+            return _because(
+                "CuPy is not installed: pip install 'gpuconv[cuda12]' or 'gpuconv[cuda13]'", error
+            )
+        return _because(f"CuPy cannot be imported: {_first_line(error)}", error)
+    except Exception as error:
+        return _because(f"CuPy cannot be imported: {_first_line(error)}", error)
+    try:
+        runtime = import_module("cupy").cuda.runtime
+        if getattr(runtime, "is_hip", False):
+            return BackendError("this CuPy is for AMD's ROCm; gpuconv's kernels are for CUDA")
+        count = runtime.getDeviceCount()
+    except Exception as error:
+        return _because(_driver_reason(error), error)
+    if count == 0:
+        return BackendError(_no_device())
+    try:
+        version = ".".join(map(str, compiler.nvrtc_version()))
+    except Exception as error:
+        return _because(
+            f"CuPy finds no NVRTC, CUDA's run-time compiler: pip install "
+            f"'{_cupy_package()}[ctk]' ({_first_line(error)})",
+            error,
+        )
+    try:
+        found = _cuda_device(runtime.getDevice())
+    except Exception as error:
+        return _because(f"the CUDA device cannot be used: {_first_line(error)}", error)
+    try:
+        compiler.compile_kernel("probe", {}, found.arch)
+    except Exception as error:
+        if not compiler.include_folders():
+            return _because(
+                f"CUDA's headers (cuda_fp16.h) are not found: pip install "
+                f"'{_cupy_package()}[ctk]', or set CUDA_PATH",
+                error,
+            )
+        return _because(
+            f"NVRTC {version} does not compile a kernel for {found.arch}: {_first_line(error)}",
+            error,
+        )
+    try:
+        _run_probe(found)
+    except Exception as error:
+        return _because(
+            f"{found.name} does not run a kernel that NVRTC {version} compiled for {found.arch} "
+            f"(is the driver too old for it?): {_first_line(error)}",
+            error,
+        )
+    return None
+
+
+def _run_probe(device: Any) -> None:
+    out = device.empty((1,), np.dtype(np.int32))
+    device.launch(device.load("probe", {}), (1, 1, 1), (1, 1, 1), (out, np.int32(1234567)))
+    if int(out[0]) != 1234567:
+        raise RuntimeError(f"a kernel that writes 1234567 left {int(out[0])}")
+
+
+def _because(reason: str, cause: BaseException) -> BackendError:
+    error = BackendError(reason)
+    error.__cause__ = cause
+    return error
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines()]
+    text = next((line for line in lines if any(c.isalnum() for c in line)), type(error).__name__)
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+def _cupy_package() -> str:
+    from importlib import metadata
+
+    for package in ("cupy-cuda13x", "cupy-cuda12x", "cupy-cuda11x"):
+        try:
+            metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+        return package
+    return "cupy-cuda12x"
+
+
+def _has_driver() -> bool:
+    """Whether the driver's library can be loaded."""
+    name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+    try:
+        ctypes.CDLL(name)
+    except OSError:
+        return False
+    return True
+
+
+def _no_device() -> str:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    hint = "" if visible is None else f" (CUDA_VISIBLE_DEVICES={visible!r})"
+    return f"the CUDA driver sees no device{hint}"
+
+
+def _driver_reason(error: Exception) -> str:
+    """CUDA says "insufficient driver" of a driver that is too old, and of none at all."""
+    text = str(error).lower()
+    if "nodevice" in text or "no cuda-capable device" in text:
+        return _no_device()
+    if not _has_driver():
+        return "no NVIDIA driver is installed (libcuda is not found)"
+    if "insufficient" in text:
+        return f"the NVIDIA driver is too old for this CuPy: {_first_line(error)}"
+    return f"the CUDA driver does not answer: {_first_line(error)}"
+
+
+def describe() -> list[str]:
+    """Lines for show_config: the devices, and where compiled kernels are kept."""
+    from gpuconv.cuda_backend import compiler
+
+    if _overrides:
+        found = _overrides[-1]
+        return [f"cuda backend: {found.name}, {found.arch}"]
+    runtime = import_module("cupy").cuda.runtime
+    lines = []
+    for ordinal in range(runtime.getDeviceCount()):
+        found = _cuda_device(ordinal)
+        lines.append(
+            f"cuda backend: {found.name}, {found.arch}, {found.sm_count} multiprocessors, "
+            f"{found.bandwidth / 1e9:.0f} GB/s"
+        )
+    driver, cuda = (_version(v) for v in (runtime.driverGetVersion(), runtime.runtimeGetVersion()))
+    nvrtc = ".".join(map(str, compiler.nvrtc_version()))
+    lines.append(f"  driver for CUDA {driver}, CuPy's CUDA {cuda}, NVRTC {nvrtc}")
+    lines.append(f"  compiled kernels: {compiler.cache_folder()}")
+    return lines
+
+
+def _version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+# ---- arrays of anyone, as the device's -------------------------------------------------------
+
+
+def asarray(obj: Any, library: Library | None) -> Any:
+    """`obj`, an array of `library` or what NumPy understands, as an array of the device."""
+    from gpuconv.cuda_backend import take
+
+    if library is None:
+        obj, library = np.asarray(obj), Library()
+    return take(obj, library, device(library.device(obj)))

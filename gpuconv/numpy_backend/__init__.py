@@ -16,7 +16,7 @@ from gpuconv.dtypes import DType
 from gpuconv.numpy_backend.device import Cpu, cpu
 from gpuconv.plan import Algorithm
 
-_NAMES = ("direct",)
+_NAMES = ("im2col", "direct")
 
 
 @lru_cache(maxsize=1)

@@ -14,14 +14,14 @@ import numpy as np
 from gpuconv.arrays import HostArray
 from gpuconv.numpy_backend.boundary import source_index
 from gpuconv.numpy_backend.device import Cpu
-from gpuconv.plan import Plan
+from gpuconv.plan import No, Plan
 from gpuconv.problem import ConvProblem
 
 _CHUNK = 1024  # positions at a time: three temporaries of at most 16 bytes an element
 
 
-def supports(problem: ConvProblem, device: Cpu) -> bool:
-    return True
+def supports(problem: ConvProblem, device: Cpu) -> bool | No:
+    return problem.operation == "fprop" or No("computes fprop only")
 
 
 def cost(problem: ConvProblem, device: Cpu) -> float:

@@ -1,0 +1,170 @@
+"""The array type that comes in goes out, without a copy; what is mixed or no array is refused."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+import gpuconv
+from gpuconv import arrays
+
+X = np.random.default_rng(0).standard_normal((2, 3, 8, 9)).astype(np.float32)
+W = np.random.default_rng(1).standard_normal((4, 3, 3, 3)).astype(np.float32)
+Y = gpuconv.conv2d(X, W)
+
+
+def test_numpy_views_and_subclasses():
+    class Mine(np.ndarray):
+        pass
+
+    assert type(gpuconv.conv2d(X, W)) is np.ndarray
+    np.testing.assert_array_equal(gpuconv.conv2d(X.view(Mine), W), Y)
+    np.testing.assert_allclose(gpuconv.conv2d(X[:, ::-1], W[:, ::-1]), Y, rtol=1e-4, atol=1e-4)
+
+
+def test_foreign_byte_order_is_read():
+    y = gpuconv.conv2d(X.astype(">f4"), W)
+    assert y.dtype == np.float32
+    np.testing.assert_array_equal(y, Y)
+
+
+def test_read_only_operands_are_fine():
+    x = X.copy()
+    x.flags.writeable = False
+    np.testing.assert_array_equal(gpuconv.conv2d(x, W), Y)
+
+
+class TestTorch:
+    @pytest.fixture(autouse=True)
+    def _torch(self):
+        self.torch = pytest.importorskip("torch")
+
+    def test_in_and_out(self):
+        y = gpuconv.conv2d(self.torch.from_numpy(X), self.torch.from_numpy(W))
+        assert isinstance(y, self.torch.Tensor)
+        np.testing.assert_array_equal(y.numpy(), Y)
+
+    def test_memory_is_shared_both_ways(self):
+        t = self.torch.from_numpy(X.copy())
+        host = arrays.library_of("f", "x", t).to_host(t)
+        assert np.shares_memory(host, t.numpy())
+        back = arrays.library_of("f", "x", t).from_host(host, t)
+        assert back.data_ptr() == t.data_ptr()
+
+    def test_out_is_written_in_place(self):
+        out = self.torch.zeros(Y.shape)
+        y = gpuconv.conv2d(self.torch.from_numpy(X), self.torch.from_numpy(W), out=out)
+        assert y is out
+        np.testing.assert_array_equal(out.numpy(), Y)
+
+    def test_bfloat16(self):
+        pytest.importorskip("ml_dtypes")
+        x, w = (self.torch.from_numpy(a).to(self.torch.bfloat16) for a in (X, W))
+        out = self.torch.zeros(Y.shape, dtype=self.torch.bfloat16)
+        y = gpuconv.conv2d(x, w, out=out)
+        assert y.dtype is self.torch.bfloat16
+        expected = self.torch.nn.functional.conv2d(x.double(), w.double())
+        self.torch.testing.assert_close(y.double(), expected, rtol=2**-7, atol=1e-3)
+
+    def test_channels_last_memory_is_kept(self):
+        x = self.torch.from_numpy(X).contiguous(memory_format=self.torch.channels_last)
+        y = gpuconv.conv2d(x, self.torch.from_numpy(W))
+        assert y.is_contiguous(memory_format=self.torch.channels_last)
+
+    def test_a_gradient_is_not_lost_silently(self):
+        x = self.torch.from_numpy(X.copy()).requires_grad_()
+        with pytest.raises(TypeError, match=r"conv2d: a torch tensor that requires grad .*detach"):
+            gpuconv.conv2d(x, self.torch.from_numpy(W))
+        with self.torch.no_grad():
+            np.testing.assert_array_equal(gpuconv.conv2d(x, self.torch.from_numpy(W)).numpy(), Y)
+
+    def test_lazily_conjugated_tensors(self):
+        x = self.torch.from_numpy(X * (1 + 2j)).conj()
+        y = gpuconv.conv2d(x, self.torch.from_numpy(W))
+        np.testing.assert_allclose(y.numpy(), Y * (1 - 2j), rtol=1e-4, atol=1e-4)
+
+
+class TestJax:
+    @pytest.fixture(autouse=True)
+    def _jax(self):
+        self.jnp = pytest.importorskip("jax.numpy")
+
+    def test_in_and_out(self):
+        y = gpuconv.conv2d(self.jnp.asarray(X), self.jnp.asarray(W))
+        assert type(y) is type(self.jnp.asarray(X))
+        np.testing.assert_array_equal(np.asarray(y), Y)
+
+    def test_bfloat16(self):
+        x, w = self.jnp.asarray(X, self.jnp.bfloat16), self.jnp.asarray(W, self.jnp.bfloat16)
+        assert gpuconv.conv2d(x, w).dtype == self.jnp.bfloat16
+
+    def test_same_padding_is_that_of_jax(self):
+        lax = pytest.importorskip("jax.lax")
+        for stride in (1, 2, 3):
+            expected = lax.conv_general_dilated(X, W[:, :, :, :2], (stride, stride), "SAME")
+            got = gpuconv.conv2d(X, W[:, :, :, :2], stride=stride, padding="same")
+            np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+    def test_a_result_that_jax_cannot_hold_is_refused(self):
+        ints = self.jnp.ones((1, 1, 4, 4), "int32"), self.jnp.ones((1, 1, 3, 3), "int32")
+        with pytest.raises(TypeError, match="int64, which JAX holds only with jax_enable_x64"):
+            gpuconv.conv2d(*ints)
+        assert gpuconv.conv2d(*ints, dtype="int32").dtype == "int32"
+
+    def test_out_cannot_be_written(self):
+        out = self.jnp.zeros(Y.shape)
+        with pytest.raises(ValueError, match="conv2d: out is a read-only jax array"):
+            gpuconv.conv2d(self.jnp.asarray(X), self.jnp.asarray(W), out=out)
+
+
+def test_array_api_strict():
+    xp = pytest.importorskip("array_api_strict")
+    x, w = xp.asarray(X), xp.asarray(W)
+    y = gpuconv.conv2d(x, w)
+    assert type(y) is type(x)
+    np.testing.assert_array_equal(np.from_dlpack(y), Y)
+    out = xp.zeros(Y.shape, dtype=xp.float32)
+    assert gpuconv.conv2d(x, w, out=out) is out
+    np.testing.assert_array_equal(np.from_dlpack(out), Y)
+    host = arrays.library_of("f", "x", x).to_host(x)
+    assert np.shares_memory(host, np.from_dlpack(x))
+
+
+def test_mixed_libraries_are_refused_by_name():
+    torch = pytest.importorskip("torch")
+    with pytest.raises(
+        TypeError,
+        match=re.escape(
+            "conv2d: x is of numpy on cpu but w is of torch on cpu; bring them to one library"
+        ),
+    ):
+        gpuconv.conv2d(X, torch.from_numpy(W))
+    with pytest.raises(TypeError, match="conv2d: x is of torch on cpu but out is of numpy on cpu"):
+        gpuconv.conv2d(torch.from_numpy(X), torch.from_numpy(W), out=np.zeros_like(Y))
+
+
+def test_mixed_devices_are_refused_by_name():
+    torch = pytest.importorskip("torch")
+    with pytest.raises(TypeError, match="x is of torch on cpu but w is of torch on meta"):
+        gpuconv.conv2d(torch.from_numpy(X), torch.from_numpy(W).to("meta"))
+
+
+@pytest.mark.parametrize("value", [[[1.0]], 3.0, None, "x", object()])
+def test_what_is_no_array_is_refused(value):
+    name = re.escape(type(value).__name__)
+    with pytest.raises(TypeError, match=rf"conv2d: x is a {name}; it takes an array \(NumPy"):
+        gpuconv.conv2d(value, W)
+
+
+def test_masked_arrays_are_refused():
+    with pytest.raises(TypeError, match="conv2d: x is a masked array"):
+        gpuconv.conv2d(np.ma.masked_array(X), W)
+
+
+def test_unsupported_types_are_refused():
+    with pytest.raises(TypeError, match=r"conv2d: x: dtype .* is not one that gpuconv computes"):
+        gpuconv.conv2d(X.astype(object), W)
+    with pytest.raises(TypeError, match=r"longdouble|float128"):
+        gpuconv.conv2d(X, W.astype(np.longdouble))
