@@ -60,8 +60,12 @@ class Operands:
 
     def run(self, plan: Plan) -> Any:
         """Check the arrays against `plan`, compute, and hand the result to the caller's library."""
-        problem = plan.problem
         self._check(plan)
+        with self._module.active(self.device):
+            return self._run(plan)
+
+    def _run(self, plan: Plan) -> Any:
+        problem = plan.problem
         axes_last = problem.layout.endswith("C")
         x = channels_first(self.x, axes_last, problem.batched)
         shape = (x.shape[0], *problem.y_shape[1:])

@@ -190,6 +190,8 @@ def choose(
 
 def _consider(algorithm: Algorithm, problem: ConvProblem, device: Any) -> Candidate:
     name = _name(algorithm)
+    if problem.empty:  # answered before any algorithm is reached, so none need know the case
+        return Candidate(name, cost=0.0, workspace_bytes=0)
     verdict = algorithm.supports(problem, device)
     if not verdict:
         assert isinstance(verdict, No)

@@ -133,6 +133,11 @@ class ConvProblem:
         return self.group_in_channels == 1
 
     @property
+    def empty(self) -> bool:
+        """Whether there is nothing to read or nothing to write."""
+        return 0 in self.x_shape or 0 in self.w_shape
+
+    @property
     def padded(self) -> bool:
         """Whether any window reaches over an edge."""
         return any(self.pad_lo) or any(self.pad_hi)
