@@ -1,0 +1,97 @@
+"""Workers: every block once, errors raised, BLAS held to one thread meanwhile and freed after."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from gpuconv.numpy_backend import workers
+
+threadpoolctl = pytest.importorskip("threadpoolctl")
+
+
+def blas_threads() -> list[int]:
+    return [p["num_threads"] for p in threadpoolctl.threadpool_info() if p["user_api"] == "blas"]
+
+
+def test_every_block_is_worked_once_by_a_worker_of_its_own():
+    seen, active = [], set()
+    lock = threading.Lock()
+
+    def work(block, worker):
+        with lock:
+            assert worker not in active
+            active.add(worker)
+        time.sleep(0.001)
+        with lock:
+            active.discard(worker)
+            seen.append(block)
+
+    workers.run_blocks(3, range(40), work)
+    assert sorted(seen) == list(range(40))
+
+
+def test_an_error_stops_the_rest_and_is_raised():
+    done = []
+
+    def work(block, worker):
+        if block == 3:
+            raise ValueError("block 3")
+        time.sleep(0.002)
+        done.append(block)
+
+    with pytest.raises(ValueError, match="block 3"):
+        workers.run_blocks(2, range(1000), work)
+    assert len(done) < 900
+
+
+def test_blas_keeps_to_one_thread_only_meanwhile():
+    before = blas_threads()
+    during = []
+    workers.run_blocks(2, range(4), lambda block, worker: during.append(blas_threads()))
+    assert all(threads == [1] * len(before) for threads in during)
+    assert blas_threads() == before
+
+
+def test_the_callers_errstate_reaches_the_workers():
+    with np.errstate(all="raise"), pytest.raises(FloatingPointError):
+        workers.run_blocks(2, range(4), lambda block, worker: np.float32(1) / np.zeros(3, "f4"))
+
+
+def test_calls_from_many_threads_at_once():
+    totals = []
+
+    def call():
+        seen = []
+        workers.run_blocks(2, range(50), lambda block, worker: seen.append(block))
+        totals.append(sorted(seen))
+
+    threads = [threading.Thread(target=call) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert totals == [list(range(50))] * 8
+    assert workers._depth == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork")
+def test_a_forked_child_has_threads_of_its_own():
+    workers.run_blocks(2, range(4), lambda block, worker: None)
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=_in_child, args=(queue,))
+    child.start()
+    assert queue.get(timeout=30) == 4
+    child.join()
+
+
+def _in_child(queue):
+    seen = []
+    workers.run_blocks(2, range(4), lambda block, worker: seen.append(block))
+    queue.put(len(seen))
