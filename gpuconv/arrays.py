@@ -15,7 +15,7 @@ import numpy as np
 
 from gpuconv import dtypes
 
-HostArray = np.ndarray[Any, Any]
+HostArray = np.ndarray[tuple[Any, ...], np.dtype[Any]]
 
 
 class Library:
@@ -42,6 +42,17 @@ class Library:
         """An array of this library, of y's memory where the library can."""
         return y
 
+    def to_cuda(self, x: Any, cupy: Any) -> Any:
+        """A CuPy array of x's memory on a CUDA device; CuPy's stream waits for x's."""
+        return cupy.from_dlpack(x)
+
+    def from_cuda(self, y: Any, like: Any) -> Any:
+        """An array of this library, of the CuPy array y's memory; its stream waits for CuPy's."""
+        return like.__array_namespace__().from_dlpack(y)
+
+    def check_result(self, dtype: dtypes.DType) -> None:
+        """TypeError where an array of this library cannot hold `dtype`."""
+
     def writable(self, out: Any) -> bool:
         """Whether `out` can be written in place."""
         return bool(out.flags.writeable)
@@ -56,14 +67,18 @@ class _Torch(Library):
     def dtype(self, x: Any) -> str:
         return str(x.dtype).removeprefix("torch.")
 
-    def to_host(self, x: Any) -> HostArray:
-        torch = sys.modules["torch"]
-        if x.requires_grad and torch.is_grad_enabled():
+    def _plain(self, x: Any) -> Any:
+        """x without autograd, and without the bits that say "conjugate me when you read me"."""
+        if x.requires_grad and sys.modules["torch"].is_grad_enabled():
             raise TypeError(
                 "a torch tensor that requires grad came in, and gpuconv would lose its gradient: "
                 "pass tensor.detach(), or call inside torch.no_grad()"
             )
-        x = x.detach().resolve_conj().resolve_neg().cpu()
+        return x.detach().resolve_conj().resolve_neg()
+
+    def to_host(self, x: Any) -> HostArray:
+        torch = sys.modules["torch"]
+        x = self._plain(x).cpu()
         if x.dtype is torch.bfloat16:  # torch refuses to hand NumPy a type that is not NumPy's
             return x.view(torch.int16).numpy().view(dtypes.BFLOAT16.numpy)  # type: ignore[no-any-return]
         return x.numpy()  # type: ignore[no-any-return]
@@ -74,8 +89,21 @@ class _Torch(Library):
             return torch.from_numpy(y.view(np.int16)).view(torch.bfloat16).to(like.device)
         return torch.from_numpy(y).to(like.device)
 
+    def to_cuda(self, x: Any, cupy: Any) -> Any:
+        torch = sys.modules["torch"]
+        x = self._plain(x)
+        if x.dtype is torch.bfloat16:  # as int16: CuPy's DLPack learnt bfloat16 late
+            return cupy.from_dlpack(x.view(torch.int16)).view(dtypes.BFLOAT16.numpy)
+        return cupy.from_dlpack(x)
+
+    def from_cuda(self, y: Any, like: Any) -> Any:
+        torch = sys.modules["torch"]
+        if y.dtype.name == "bfloat16":
+            return torch.from_dlpack(y.view(np.int16)).view(torch.bfloat16)
+        return torch.from_dlpack(y)
+
     def writable(self, out: Any) -> bool:
-        return True
+        return not (out.is_conj() or out.is_neg())  # what is written there would be read otherwise
 
 
 class _Jax(Library):
@@ -93,13 +121,25 @@ class _Jax(Library):
         return np.asarray(x)
 
     def from_host(self, y: HostArray, like: Any) -> Any:
-        jax = sys.modules["jax"]
-        if y.dtype.itemsize == 8 * (1 + (y.dtype.kind == "c")) and not jax.config.jax_enable_x64:
+        return sys.modules["jax"].numpy.asarray(y)
+
+    def to_cuda(self, x: Any, cupy: Any) -> Any:
+        if len(x.devices()) > 1:
+            raise TypeError(f"a JAX array spread over {self.device(x)}; gather it on one device")
+        return cupy.from_dlpack(x)
+
+    def from_cuda(self, y: Any, like: Any) -> Any:
+        # JAX adopts row-major memory alone.
+        y = sys.modules["cupy"].ascontiguousarray(y)
+        return sys.modules["jax"].numpy.from_dlpack(y)
+
+    def check_result(self, dtype: dtypes.DType) -> None:
+        wide = dtype.itemsize == (16 if dtype.is_complex else 8)
+        if wide and not sys.modules["jax"].config.jax_enable_x64:
             raise TypeError(
-                f"the result is {y.dtype}, which JAX holds only with jax_enable_x64: enable it, "
+                f"the result is {dtype}, which JAX holds only with jax_enable_x64: enable it, "
                 f"or ask for a 32-bit result with dtype="
             )
-        return jax.numpy.asarray(y)
 
     def writable(self, out: Any) -> bool:
         return False
@@ -140,6 +180,12 @@ class _Cupy(Library):
     def from_host(self, y: HostArray, like: Any) -> Any:
         with like.device:
             return sys.modules["cupy"].asarray(y)
+
+    def to_cuda(self, x: Any, cupy: Any) -> Any:
+        return x
+
+    def from_cuda(self, y: Any, like: Any) -> Any:
+        return y
 
     def writable(self, out: Any) -> bool:
         return True

@@ -70,10 +70,10 @@ class Operands:
         x = channels_first(self.x, axes_last, problem.batched)
         shape = (x.shape[0], *problem.y_shape[1:])
         out = self._module.take_out(self.out_given, self.library, self.device)
-        y = None if out is None else channels_first(out, axes_last, problem.batched)
+        y: Any = None if out is None else channels_first(out, axes_last, problem.batched)
         # A result that overlaps what is still to be read goes to memory of its own first.
         direct = y is not None and not self._module.overlaps(out, (self.x, self.w, self.bias))
-        target = y if direct else self._empty(plan, shape)
+        target: Any = y if direct else self._empty(plan, shape)
         if 0 in x.shape and 0 not in shape:  # sums of nothing: no algorithm need know them
             target[...] = 0 if self.bias is None else self.bias.reshape(-1, *[1] * problem.ndim)
         elif 0 not in shape:
@@ -108,7 +108,12 @@ class Operands:
             raise ValueError(f"{self.function}: planned {was} a bias, called {now} one")
         if self.bias is not None and problem.bias is not None:
             self._check_array("bias", self.bias, (problem.out_channels,), problem.bias)
-        if self.out_given is not None:
+        if self.out_given is None:
+            try:
+                self.library.check_result(problem.y_dtype)
+            except TypeError as error:
+                raise TypeError(f"{self.function}: {error}") from None
+        else:
             y_shape = as_layout_shape(problem.y_shape, axes_last, problem.batched)
             if problem.batched:
                 y_shape = (self.x.shape[0], *y_shape[1:])

@@ -100,6 +100,21 @@ def _plan(case, algorithm="auto"):
     return choose("test", case.problem(), "numpy", _cpu(), algorithm)
 
 
+@given(SEEDS)
+def test_a_flipped_filter_is_a_convolution(seed):
+    from dataclasses import replace
+
+    from gpuconv.plan import choose
+
+    case = random_case(seed, largest=7, channels=3)
+    x, w, bias = case.arrays()
+    problem = replace(case.problem(), flip=True)
+    for candidate in choose("test", problem, "numpy", _cpu()).candidates:
+        if candidate.cost is not None and candidate.algorithm != "separable":
+            plan = choose("test", problem, "numpy", _cpu(), candidate.algorithm)
+            assert_close(problem, plan(x, w, bias), x, w, bias)
+
+
 def test_one_plan_serves_every_batch_size():
     plan = gpuconv.plan_conv2d((4, 3, 20, 21), (5, 3, 3, 3), padding=1)
     x, w = rand(9, 3, 20, 21), rand(5, 3, 3, 3)
