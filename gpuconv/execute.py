@@ -62,31 +62,39 @@ class Operands:
         """Check the arrays against `plan`, compute, and hand the result to the caller's library."""
         self._check(plan)
         with self._module.active(self.device):
-            return self._run(plan)
+            problem = plan.problem
+            axes_last = problem.layout.endswith("C")
+            x = channels_first(self.x, axes_last, problem.batched)
+            out = self._module.take_out(self.out_given, self.library, self.device)
+            if out is None:
+                y = self.compute(plan, x, self.w, self.bias)
+                return self.give(as_layout(y, axes_last, problem.batched))
+            y = channels_first(out, axes_last, problem.batched)
+            # A result that overlaps what is still to be read goes to memory of its own first.
+            if self._module.overlaps(out, (self.x, self.w, self.bias)):
+                y[...] = self.compute(plan, x, self.w, self.bias)
+            else:
+                self.compute(plan, x, self.w, self.bias, y)
+            self._module.give_out(out, self.library, self.out_given)
+            return self.out_given
 
-    def _run(self, plan: Plan) -> Any:
+    def compute(self, plan: Plan, x: Any, w: Any, bias: Any = None, y: Any = None) -> Any:
+        """The plan's result for the backend's own arrays, channels first: written to y if given."""
         problem = plan.problem
-        axes_last = problem.layout.endswith("C")
-        x = channels_first(self.x, axes_last, problem.batched)
         shape = (x.shape[0], *problem.y_shape[1:])
-        out = self._module.take_out(self.out_given, self.library, self.device)
-        y: Any = None if out is None else channels_first(out, axes_last, problem.batched)
-        # A result that overlaps what is still to be read goes to memory of its own first.
-        direct = y is not None and not self._module.overlaps(out, (self.x, self.w, self.bias))
-        target: Any = y if direct else self._empty(plan, shape)
+        if y is None:
+            y = self._empty(plan, shape)
         if 0 in x.shape and 0 not in shape:  # sums of nothing: no algorithm need know them
-            target[...] = 0 if self.bias is None else self.bias.reshape(-1, *[1] * problem.ndim)
+            y[...] = 0 if bias is None else bias.reshape(-1, *[1] * problem.ndim)
         elif 0 not in shape:
             # A sum that overflows is infinite, as in every library of this kind, without a warning.
             with np.errstate(all="ignore"):
-                plan.implementation.run(plan, x, self.w, self.bias, target)
-        if y is None:
-            result = as_layout(target, axes_last, problem.batched)
-            return self._module.give(result, self.library, self.like)
-        if not direct:
-            y[...] = target
-        self._module.give_out(out, self.library, self.out_given)
-        return self.out_given
+                plan.implementation.run(plan, x, w, bias, y)
+        return y
+
+    def give(self, result: Any) -> Any:
+        """A result of the backend as an array of the caller's library."""
+        return self._module.give(result, self.library, self.like)
 
     def _empty(self, plan: Plan, shape: tuple[int, ...]) -> Any:
         """An uninitialised (N, K, spatial...) array in the memory order of x."""
