@@ -146,6 +146,13 @@ def accumulator(dtype: DType) -> DType:
     return dtype
 
 
+def sum_type(x: DType, w: DType, result: DType) -> DType:
+    """The type that products of x and w are summed in where the sum is stored as `result`."""
+    natural = natural_result(x, w)
+    # Integers add up modulo 2^64 alike, signed or not: only a float changes the sum's type.
+    return accumulator(natural if result.is_exact else promote(natural, result))
+
+
 def can_convert(source: DType, target: DType) -> bool:
     """Whether a sum of `source` may be stored as `target`, losing no fraction or imaginary part."""
     if source.is_exact:

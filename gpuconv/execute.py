@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from gpuconv import arrays, backends, dtypes
-from gpuconv.plan import Plan
+from gpuconv.plan import Plan, choose
 
 
 class Operands:
     """The arrays of one call, checked for library and device, and taken in by a backend.
 
-    `function` names the call in errors; `backend` is the one that must serve (a plan's own), else
+    `function` and `names` are the call's and its operands' in errors; `backend` is the one that must serve (a plan's own), else
     the surrounding ``use_backend`` or the arrays decide.
     """
 
@@ -31,10 +31,11 @@ class Operands:
         bias: Any = None,
         out: Any = None,
         backend: str | None = None,
+        names: tuple[str, str] = ("x", "w"),
     ) -> None:
         self.function = function
         self.library, place = arrays.same_library(
-            function, {"x": x, "w": w, "bias": bias, "out": out}
+            function, {names[0]: x, names[1]: w, "bias": bias, "out": out}
         )
         own = "numpy" if place == "cpu" else "cuda"
         forced = backends.forced_backend()
@@ -61,6 +62,8 @@ class Operands:
     def run(self, plan: Plan) -> Any:
         """Check the arrays against `plan`, compute, and hand the result to the caller's library."""
         self._check(plan)
+        if plan.backend == "cuda" and plan.device is not self.device:  # of another GPU's arrays
+            plan = choose(self.function, plan.problem, plan.backend, self.device, plan.algorithm)
         with self._module.active(self.device):
             problem = plan.problem
             axes_last = problem.layout.endswith("C")
@@ -96,12 +99,16 @@ class Operands:
         """A result of the backend as an array of the caller's library."""
         return self._module.give(result, self.library, self.like)
 
+    def empty(self, shape: tuple[int, ...], dtype: dtypes.DType) -> Any:
+        """An uninitialised C-contiguous array of the backend."""
+        return self._module.empty(shape, dtype, self.device)
+
     def _empty(self, plan: Plan, shape: tuple[int, ...]) -> Any:
         """An uninitialised (N, K, spatial...) array in the memory order of x."""
         dtype = plan.problem.y_dtype
         if not plan.problem.channels_last:
-            return self._module.empty(shape, dtype, self.device)
-        last = self._module.empty((shape[0], *shape[2:], shape[1]), dtype, self.device)
+            return self.empty(shape, dtype)
+        last = self.empty((shape[0], *shape[2:], shape[1]), dtype)
         return channels_first(last, True, True)
 
     def _check(self, plan: Plan) -> None:

@@ -467,9 +467,7 @@ class _Check:
             if asked is None:
                 return natural, dtypes.accumulator(natural)
             wanted = self.dtype("dtype", asked)
-            # Integers add up modulo 2^64 alike, signed or not: only a float changes the sum's type.
-            widest = natural if wanted.is_exact else dtypes.promote(natural, wanted)
-            accumulator = dtypes.accumulator(widest)
+            accumulator = dtypes.sum_type(x, w, wanted)
         except TypeError as error:
             text = str(error)
             prefix = f"{self.function}: "
