@@ -4,7 +4,8 @@
 neural networks and image stacks, on NumPy, CuPy, torch and JAX arrays. ``plan_conv*`` show how.
 """
 
-from gpuconv.backends import asarray, default_backend, show_config, use_backend
+from gpuconv import ndimage, signal
+from gpuconv.backends import asarray, default_backend, show_config, use_backend, warmup
 from gpuconv.conv import (
     conv1d,
     conv2d,
@@ -28,9 +29,12 @@ __all__ = [
     "conv3d",
     "conv_output_shape",
     "default_backend",
+    "ndimage",
     "plan_conv1d",
     "plan_conv2d",
     "plan_conv3d",
     "show_config",
+    "signal",
     "use_backend",
+    "warmup",
 ]

@@ -236,12 +236,9 @@ def library_of(function: str, name: str, x: Any) -> Library:
 def same_library(function: str, arrays: dict[str, Any]) -> tuple[Library, str]:
     """The one library and device of all of `arrays`; TypeError names two that differ.
 
-    A bias or out that is None was not given.
     """
     first: tuple[str, Library, str] | None = None
     for name, array in arrays.items():
-        if array is None and name in ("bias", "out"):
-            continue
         library = library_of(function, name, array)
         device = library.device(array)
         if first is None:

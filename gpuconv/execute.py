@@ -14,12 +14,14 @@ import numpy as np
 from gpuconv import arrays, backends, dtypes
 from gpuconv.plan import Plan, choose
 
+NOT_GIVEN = object()  # None is what a caller might pass by mistake
+
 
 class Operands:
     """The arrays of one call, checked for library and device, and taken in by a backend.
 
-    `function` and `names` are the call's and its operands' in errors; `backend` is the one that must serve (a plan's own), else
-    the surrounding ``use_backend`` or the arrays decide.
+    `function` and `names` are the call's and its operands' in errors; `backend` is the one that
+    must serve (a plan's own), else the surrounding ``use_backend`` or the arrays decide.
     """
 
     def __init__(
@@ -27,16 +29,17 @@ class Operands:
         function: str,
         *,
         x: Any,
-        w: Any,
+        w: Any = NOT_GIVEN,
         bias: Any = None,
         out: Any = None,
         backend: str | None = None,
-        names: tuple[str, str] = ("x", "w"),
+        names: tuple[str, str, str] = ("x", "w", "out"),
     ) -> None:
         self.function = function
-        self.library, place = arrays.same_library(
-            function, {names[0]: x, names[1]: w, "bias": bias, "out": out}
-        )
+        given = {names[0]: x, names[1]: w, "bias": bias, names[2]: out}
+        optional = {"bias": None, names[1]: NOT_GIVEN, names[2]: None}
+        present = {n: a for n, a in given.items() if n not in optional or a is not optional[n]}
+        self.library, place = arrays.same_library(function, present)
         own = "numpy" if place == "cpu" else "cuda"
         forced = backends.forced_backend()
         self.backend = forced or own
@@ -48,13 +51,13 @@ class Operands:
             )
         self.like, self.out_given = x, out
         if out is not None and not self.library.writable(out):
-            raise ValueError(f"{function}: out is a read-only {self.library.name} array")
+            raise ValueError(f"{function}: {names[2]} is a read-only {self.library.name} array")
         module = backends.backend(self.backend)
         self._module = module
         self.device = module.device(place)
         try:
             self.x = module.take(x, self.library, self.device)
-            self.w = module.take(w, self.library, self.device)
+            self.w: Any = None if w is NOT_GIVEN else module.take(w, self.library, self.device)
             self.bias = None if bias is None else module.take(bias, self.library, self.device)
         except TypeError as error:
             raise TypeError(f"{function}: {error}") from error
@@ -98,6 +101,19 @@ class Operands:
     def give(self, result: Any) -> Any:
         """A result of the backend as an array of the caller's library."""
         return self._module.give(result, self.library, self.like)
+
+    def deliver(self, result: Any) -> Any:
+        """The same, written to the caller's `out` where that was given."""
+        out = self._module.take_out(self.out_given, self.library, self.device)
+        if out is None:
+            return self.give(result)
+        out[...] = result
+        self._module.give_out(out, self.library, self.out_given)
+        return self.out_given
+
+    def adopt(self, array: Any) -> Any:
+        """A NumPy array of the function's own, as the backend's."""
+        return self._module.take(array, arrays.NUMPY, self.device)
 
     def empty(self, shape: tuple[int, ...], dtype: dtypes.DType) -> Any:
         """An uninitialised C-contiguous array of the backend."""

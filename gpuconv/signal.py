@@ -17,8 +17,8 @@ import numpy as np
 
 from gpuconv import arrays, dtypes
 from gpuconv.execute import Operands
-from gpuconv.plan import Plan, choose
-from gpuconv.problem import LAYOUTS, ConvProblem, PaddingMode, freeze
+from gpuconv.problem import PaddingMode, freeze
+from gpuconv.spatial import Windows
 
 MODES = ("full", "same", "valid")
 METHODS = ("auto", "direct", "fft")
@@ -287,7 +287,7 @@ class _Call:
             )
         self.mode, self.correlate, self.floating = mode, correlate, floating
         in1, in2 = (a if arrays.maybe_library(a) else np.asarray(a) for a in (in1, in2))
-        self.operands = Operands(function, x=in1, w=in2, names=("in1", "in2"))
+        self.operands = Operands(function, x=in1, w=in2, names=("in1", "in2", "out"))
         self.a, self.b = self.operands.x, self.operands.w
         if self.a.ndim != self.b.ndim:
             raise ValueError(
@@ -376,7 +376,7 @@ class _Call:
         if swap or (commutes and b.size > a.size):
             # A correlation is the convolution with the reversed filter, and that commutes.
             a, b, flip = (b, a, True) if flip else (b[_reversed(axes, b.ndim)], a, True)
-        y = self._windows(a, b, axes, flip, method)
+        y = self._windows(b, flip, method).run(a, b, axes)
         if self.mode == "same":  # SciPy centres along batches too
             y = y[tuple(map(_centred, y.shape, self.a.shape))]
         return self.operands.give(y)
@@ -415,117 +415,18 @@ class _Call:
             return (after, before) if self.centre_late else (before, after)
         return 0, 0
 
-    def _windows(self, a: Any, b: Any, axes: tuple[int, ...], flip: bool, method: str) -> Any:
-        """a convolved (or, without `flip`, correlated) by b along `axes`; the others broadcast."""
-        if not axes:
-            return (a * b).astype(self.dtype.numpy)
-        if len(axes) > 3:
-            return self._tap_by_tap(a, b, axes, flip, method)
-        if self.fill:
-            a = self._filled(a, b, axes)
-        rest = [i for i in range(a.ndim) if i not in axes]
-        batch = np.broadcast_shapes(*(tuple(s.shape[i] for i in rest) for s in (a, b)))
-        count = math.prod(batch)
-        x, w = (s.transpose(*rest, *axes) for s in (a, b))
-        if all(b.shape[i] == 1 for i in rest):
-            x, w = (
-                x.reshape(count, 1, *x.shape[len(rest) :]),
-                w.reshape(1, 1, *w.shape[len(rest) :]),
-            )
-        else:
-            x, w = (self._each(s, batch) for s in (x, w))
-            x, w = x[None], w[:, None]
-        problem = self._problem(x, w, axes, flip)
-        y = self.operands.compute(self._plan(problem, method), x, w)
-        y = y.reshape(*batch, *problem.output)
-        return y.transpose(np.argsort([*rest, *axes]).tolist())
-
-    def _each(self, array: Any, batch: tuple[int, ...]) -> Any:
-        """The array once for every element of the batch, in one leading axis."""
-        spatial = array.shape[len(batch) :]
-        shape = (*batch, *spatial)
-        if array.shape != shape:
-            full = self.operands.empty(shape, dtypes.of(array.dtype))
-            full[...] = array
-            array = full
-        return array.reshape(math.prod(batch), *spatial)
-
-    def _problem(self, x: Any, w: Any, axes: tuple[int, ...], flip: bool) -> ConvProblem:
-        padded = bool(self.fill)
-        pads = [(0, 0) if padded else self._pads(f) for f in w.shape[2:]]
-        x_dtype, w_dtype = dtypes.of(x.dtype), dtypes.of(w.dtype)
-        return ConvProblem(
-            input=x.shape[2:],
-            filter=w.shape[2:],
-            batch=x.shape[0],
-            in_channels=x.shape[1],
-            out_channels=w.shape[0],
-            groups=x.shape[1],
-            stride=tuple(self.stride[axis] for axis in axes),
-            pad_lo=tuple(lo for lo, _ in pads),
-            pad_hi=tuple(hi for _, hi in pads),
-            padding_mode=self.padding_mode,
+    def _windows(self, b: Any, flip: bool, method: str) -> Windows:
+        return Windows(
+            self.function,
+            self.operands,
+            self.dtype,
+            pads=tuple(map(self._pads, b.shape)),
+            stride=self.stride,
             flip=flip,
-            x_dtype=x_dtype,
-            w_dtype=w_dtype,
-            y_dtype=self.dtype,
-            accumulator=dtypes.sum_type(x_dtype, w_dtype, self.dtype),
-            layout=LAYOUTS[len(axes)][0],
+            padding_mode=self.padding_mode,
+            fill=self.fill,
+            method=method,
         )
-
-    def _plan(self, problem: ConvProblem, method: str) -> Plan:
-        """The cheapest algorithm, the FFT where it is asked for and serves, never where refused."""
-        operands = self.operands
-        plan = choose(self.function, problem, operands.backend, operands.device)
-        allowed = [c.algorithm for c in plan.candidates if c.rejected is None]
-        served = [c.algorithm for c in plan.candidates if c.cost is not None]
-        name = plan.algorithm
-        if method == "fft" and "fft" in served:
-            name = "fft"
-        elif method == "direct":
-            name = next(n for n in allowed if n != "fft")
-        return choose(self.function, problem, operands.backend, operands.device, name)
-
-    def _filled(self, a: Any, b: Any, axes: tuple[int, ...]) -> Any:
-        """a between pads of the fill value, which no boundary mode of the core reads."""
-        fill = np.asarray(self.fill)
-        if fill.dtype.kind == "c" and not self.dtype.is_complex:
-            raise ValueError(
-                f"{self.function}: could not cast `fillvalue` {self.fill!r} to the output type "
-                f"{self.dtype}"
-            )
-        pads = [self._pads(n) if i in axes else (0, 0) for i, n in enumerate(b.shape)]
-        shape = tuple(n + lo + hi for n, (lo, hi) in zip(a.shape, pads, strict=True))
-        # In the result's type: a uint8 image may lie in a float's surroundings.
-        padded = self.operands.empty(shape, self.dtype)
-        padded[...] = fill.astype(self.dtype.numpy)
-        padded[tuple(slice(lo, lo + n) for n, (lo, _) in zip(a.shape, pads, strict=True))] = a
-        return padded
-
-    def _tap_by_tap(self, a: Any, b: Any, axes: tuple[int, ...], flip: bool, method: str) -> Any:
-        """More than three axes: the first is a sum of convolutions along the others."""
-        axis, rest = axes[0], axes[1:]
-        lo, hi = self._pads(b.shape[axis])
-        step, extent, taps = self.stride[axis], a.shape[axis], b.shape[axis]
-        outputs = (extent + lo + hi - taps) // step + 1
-        total: Any = None
-        for tap in range(taps):
-            # Outputs p whose element p*step + tap - lo of a exists; the others add a zero.
-            first = max(-((tap - lo) // step), 0)
-            last = min((extent - 1 - tap + lo) // step, outputs - 1)
-            if first > last:
-                continue
-            rows = _along(axis, slice(first * step + tap - lo, last * step + tap - lo + 1, step))
-            weight = taps - 1 - tap if flip else tap
-            part = self._windows(
-                a[rows], b[_along(axis, slice(weight, weight + 1))], rest, flip, method
-            )
-            if total is None:
-                shape = (*part.shape[:axis], outputs, *part.shape[axis + 1 :])
-                total = self.operands.empty(shape, self.dtype)
-                total[...] = 0
-            total[_along(axis, slice(first, last + 1))] += part
-        return total
 
     def faster(self) -> str:
         """ "fft" or "direct", by the cost model."""
@@ -533,16 +434,12 @@ class _Call:
             return "direct"
         axes, swap = self._valid_axes()
         a, b = (self.b, self.a) if swap else (self.a, self.b)
-        problem = self._problem(a[None, None], b[None, None], axes, True)
-        plan = choose(self.function, problem, self.operands.backend, self.operands.device)
+        windows = self._windows(b, True, "auto")
+        plan = windows.plan(windows.problem(a[None, None], b[None, None], axes))
         costs = {c.algorithm: c.cost for c in plan.candidates if c.cost is not None}
         fft = costs.pop("fft", math.inf)
         allowed = [c.cost for c in plan.candidates if c.rejected is None and c.algorithm in costs]
         return "fft" if fft < min(cost for cost in allowed if cost is not None) else "direct"
-
-
-def _along(axis: int, index: slice) -> tuple[Any, ...]:
-    return (slice(None),) * axis + (index,)
 
 
 def _reversed(axes: tuple[int, ...], ndim: int) -> tuple[slice, ...]:

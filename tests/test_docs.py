@@ -15,7 +15,13 @@ import gpuconv
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-MODULES = ["gpuconv.conv", "gpuconv.backends", "gpuconv.filters"]
+MODULES = [
+    "gpuconv.conv",
+    "gpuconv.backends",
+    "gpuconv.filters",
+    "gpuconv.ndimage",
+    "gpuconv.signal",
+]
 
 
 @pytest.mark.parametrize("name", MODULES)
