@@ -131,9 +131,9 @@ def convolve2d(
     >>> import numpy as np
     >>> from gpuconv import signal
     >>> signal.convolve2d(np.eye(3), np.ones((2, 2)), mode="same", boundary="symm")
-    array([[2., 2., 1.],
-           [2., 2., 2.],
-           [1., 2., 2.]])
+    array([[4., 2., 0.],
+           [2., 2., 1.],
+           [0., 1., 2.]])
     """
     return _two_d("convolve2d", in1, in2, mode, boundary, fillvalue, stride)
 
@@ -156,8 +156,8 @@ def correlate2d(
     >>> import numpy as np
     >>> from gpuconv import signal
     >>> signal.correlate2d(np.eye(3), [[1, 2], [3, 4]], mode="valid")
-    array([[5., 2.],
-           [3., 5.]])
+    array([[5., 3.],
+           [2., 5.]])
     """
     return _two_d("correlate2d", in1, in2, mode, boundary, fillvalue, stride, correlate=True)
 
