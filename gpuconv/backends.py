@@ -95,6 +95,28 @@ def asarray(obj: Any, /) -> Any:
     return np.asarray(obj) if library is None else library.to_host(obj)
 
 
+def warmup(*plans: Any) -> None:
+    """Compile and load the kernels of `plans` now, not at their first call.
+
+    Kernels are compiled when a plan first runs on a GPU, and kept on disk for other processes.
+    A server calls this before it takes requests, and a CUDA graph's capture needs it done. Plans of
+    the NumPy backend compile nothing.
+
+    Parameters
+    ----------
+    *plans : gpuconv.Plan
+        For arrays that are contiguous, in the memory order planned; others may need a kernel more.
+
+    Examples
+    --------
+    >>> import gpuconv
+    >>> gpuconv.warmup(gpuconv.plan_conv2d((8, 3, 32, 32), (16, 3, 3, 3)))
+    """
+    for plan in plans:
+        if plan.backend == "cuda":
+            backend("cuda").warmup(plan)
+
+
 def current_backend() -> str:
     """The backend of the surrounding ``use_backend``, or else the default one."""
     return _forced.get() or default_backend()

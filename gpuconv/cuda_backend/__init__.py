@@ -7,6 +7,7 @@ imported, and only once an array or ``use_backend`` asks for it.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from importlib import import_module
 from typing import Any, Protocol, cast
@@ -14,15 +15,17 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 from gpuconv import plan
-from gpuconv.arrays import Library
+from gpuconv.arrays import HostArray, Library
 from gpuconv.cuda_backend.device import device
+from gpuconv.cuda_backend.launch import address, contiguous
 from gpuconv.dtypes import DType
 
 __all__ = [
-    "algorithms", "device", "empty", "give", "give_out", "overlaps", "take", "take_out",
+    "active", "algorithms", "device", "empty", "give", "give_out", "overlaps", "take", "take_out",
+    "warmup",
 ]  # fmt: skip
 
-_NAMES = ("direct",)
+_NAMES = ("direct", "depthwise")
 
 
 class Algorithm(plan.Algorithm, Protocol):
@@ -38,35 +41,42 @@ def algorithms() -> tuple[Algorithm, ...]:
     return tuple(cast(Algorithm, import_module(f"{__name__}.{name}")) for name in _NAMES)
 
 
+def active(device: Any) -> AbstractContextManager[Any]:
+    """What a call on `device` runs inside of: CuPy's own operations go to the current device."""
+    if device.xp is np or device.xp.cuda.runtime.getDevice() == device.ordinal:
+        return nullcontext()
+    return cast(AbstractContextManager[Any], device.xp.cuda.Device(device.ordinal))
+
+
 def take(array: Any, library: Library, device: Any) -> Any:
     """The caller's array as the device's: its own memory where it lies there, else a copy."""
     if device.xp is np:  # the emulator's memory is the host's
-        taken = library.to_host(array)
-        taken = taken if taken.dtype.isnative else taken.astype(taken.dtype.newbyteorder("="))
+        taken = _native(library.to_host(array))
     elif library.device(array) == "cpu":
-        with _current(device):
-            taken = device.xp.asarray(library.to_host(array))
+        host = _native(library.to_host(array))
+        order, back = _memory_order(host)
+        with active(device):
+            taken = device.xp.asarray(np.ascontiguousarray(host.transpose(order))).transpose(back)
     else:
         taken = library.to_cuda(array, device.xp)
     return taken if _addressable(taken) else device.xp.array(taken, order="C", copy=True)
 
 
 def take_out(out: Any, library: Library, device: Any) -> Any:
-    """The caller's `out` as the device's; for a host array under ``use_backend`` a stand-in."""
+    """The caller's `out` as the device's; a stand-in for one that no kernel can write."""
     if out is None:
         return None
-    if device.xp is np:
-        taken = library.to_host(out)
-    elif library.device(out) == "cpu":
-        host = library.to_host(out)
-        return device.empty(host.shape, host.dtype)
-    else:
+    if library.device(out) != "cpu" and device.xp is not np:
         taken = library.to_cuda(out, device.xp)
-    if not _addressable(taken):
-        raise ValueError(
-            "out's elements do not lie at multiples of their size, which no kernel can write"
-        )
-    return taken
+        if not _addressable(taken):
+            raise ValueError(
+                "out's elements do not lie at multiples of their size, which no kernel can write"
+            )
+        return taken
+    host = library.to_host(out)
+    if device.xp is np and host.dtype.isnative and _addressable(host):
+        return host
+    return device.empty(host.shape, host.dtype.newbyteorder("="))
 
 
 def give(result: Any, library: Library, like: Any) -> Any:
@@ -74,17 +84,21 @@ def give(result: Any, library: Library, like: Any) -> Any:
     if isinstance(result, np.ndarray):
         return library.from_host(result, like)
     if library.device(like) == "cpu":
-        return library.from_host(result.get(), like)
+        order, back = _memory_order(result)
+        return library.from_host(result.transpose(order).get().transpose(back), like)
     return library.from_cuda(result, like)
 
 
 def give_out(result: Any, library: Library, out: Any) -> None:
     """Bring the result to the caller's `out` where that does not share its memory."""
-    if isinstance(result, np.ndarray):
-        if library.device(out) != "cpu":
-            out[...] = library.from_host(result, out)
-    elif library.device(out) == "cpu":
-        library.to_host(out)[...] = result.get()
+    if library.device(out) == "cpu":
+        host = library.to_host(out)
+        if not isinstance(result, np.ndarray):
+            host[...] = result.get()
+        elif not np.may_share_memory(host, result):
+            host[...] = result
+    elif isinstance(result, np.ndarray):
+        out[...] = library.from_host(result, out)
     else:
         # The memory is the caller's already; its library's stream has still to wait for ours,
         # which it does when it takes an array in.
@@ -104,8 +118,18 @@ def empty(shape: tuple[int, ...], dtype: DType, device: Any) -> Any:
     return device.empty(shape, dtype.numpy)
 
 
-def _current(device: Any) -> Any:
-    return device.xp.cuda.Device(device.ordinal)
+def _native(host: HostArray) -> HostArray:
+    """In this machine's byte order."""
+    return host if host.dtype.isnative else host.astype(host.dtype.newbyteorder("="))
+
+
+def _memory_order(array: Any) -> tuple[list[int], list[int]]:
+    """The axes from the widest stride to the narrowest, and the way back.
+
+    Between host and device only contiguous memory travels; channels-last stays channels-last.
+    """
+    order = sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis]))
+    return order, sorted(range(array.ndim), key=order.__getitem__)
 
 
 def _addressable(array: Any) -> bool:
@@ -113,7 +137,15 @@ def _addressable(array: Any) -> bool:
 
     Fields of packed structs and views of bytes may not; CUDA has no unaligned access.
     """
-    from gpuconv.cuda_backend.launch import address
+    bits = address(array)
+    for stride in array.strides:
+        bits |= stride
+    return bool(bits & (array.itemsize - 1) == 0)  # sizes are powers of two
 
-    size = array.itemsize
-    return address(array) % size == 0 and not any(s % size for s in array.strides)
+
+def warmup(plan: plan.Plan) -> None:
+    """Compile and load the kernels of a plan, for arrays in the memory order that it expects."""
+    prepare = getattr(plan.implementation, "prepare", None)
+    if prepare is not None and 0 not in plan.problem.y_shape:
+        with active(plan.device):
+            prepare(plan.problem, plan.device, contiguous(plan.problem))

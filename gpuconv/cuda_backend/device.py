@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib import import_module
 from types import ModuleType
 from typing import Any, Protocol
@@ -39,9 +39,7 @@ class Device(Protocol):
     bandwidth: float  # of its memory, bytes per second
     clock_hz: float
 
-    def load(
-        self, source: str, macros: Mapping[str, str | int], kernel: str | None = None
-    ) -> Any:
+    def load(self, source: str, macros: Mapping[str, str | int], kernel: str | None = None) -> Any:
         """The kernel `kernel` (named as its file where left out) of kernels_cuda/`source`.cu."""
 
     def launch(
@@ -159,7 +157,9 @@ class CudaDevice:
     def _allow_shared(self, kernel: _Kernel, shared_bytes: int) -> None:
         driver = import_module("cupy_backends.cuda.api.driver")
         driver.funcSetAttribute(
-            kernel.function.ptr, driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared_bytes
+            kernel.function.ptr,
+            driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+            shared_bytes,
         )
         kernel.shared_limit = shared_bytes
 
@@ -181,7 +181,7 @@ _overrides: list[Any] = []
 
 @contextmanager
 def override(device: Any) -> Iterator[Any]:
-    """`device` is the CUDA device inside the ``with`` block, of every place: the emulator's way in."""
+    """`device` is the CUDA device of every place inside the block: the emulator's way in."""
     _overrides.append(device)
     try:
         yield device
@@ -193,14 +193,14 @@ def device(place: str = "cpu") -> Any:
     """The device of arrays that lie at `place` ("cuda:1"); CuPy's current one for host arrays."""
     if _overrides:
         return _overrides[-1]
-    if place.startswith("cuda"):
-        return _cuda_device(int(place.rpartition(":")[2]) if ":" in place else 0)
     if reason := why_not():
-        raise BackendError(str(reason)) from reason
+        raise BackendError(f"the CUDA backend cannot run here: {reason}") from reason
+    if place.startswith("cuda:"):
+        return _cuda_device(int(place.rpartition(":")[2]))
     return _cuda_device(import_module("cupy").cuda.runtime.getDevice())
 
 
-@lru_cache(maxsize=None)
+@cache
 def _cuda_device(ordinal: int) -> CudaDevice:
     return CudaDevice(ordinal)
 
@@ -228,9 +228,9 @@ def _probe() -> BackendError | None:
             return _because(
                 "CuPy is not installed: pip install 'gpuconv[cuda12]' or 'gpuconv[cuda13]'", error
             )
-        return _because(f"CuPy cannot be imported: {_first_line(error)}", error)
+        return _because(f"CuPy cannot be imported: {_first_line(_root(error))}", error)
     except Exception as error:
-        return _because(f"CuPy cannot be imported: {_first_line(error)}", error)
+        return _because(f"CuPy cannot be imported: {_first_line(_root(error))}", error)
     try:
         runtime = import_module("cupy").cuda.runtime
         if getattr(runtime, "is_hip", False):
@@ -293,6 +293,13 @@ def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines()]
     text = next((line for line in lines if any(c.isalnum() for c in line)), type(error).__name__)
     return text if len(text) <= 200 else text[:197] + "..."
+
+
+def _root(error: BaseException) -> BaseException:
+    """What it all began with: CuPy wraps an ImportError in a page of advice."""
+    while cause := error.__cause__ or error.__context__:
+        error = cause
+    return error
 
 
 def _cupy_package() -> str:
