@@ -107,7 +107,8 @@ def test_host_and_device_arrays_do_not_mix(cupy: Any) -> None:
 
 
 def test_use_backend_moves_arrays_both_ways(cupy: Any) -> None:
-    x, w = np.random.rand(1, 2, 9, 9), np.random.rand(3, 2, 3, 3)
+    rng = np.random.default_rng(0)
+    x, w = rng.random((1, 2, 9, 9)), rng.random((3, 2, 3, 3))
     with gpuconv.use_backend("cuda"):
         y = gpuconv.conv2d(x, w)
     assert type(y) is np.ndarray
