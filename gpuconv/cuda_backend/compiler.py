@@ -208,7 +208,9 @@ def _run_nvrtc(
             log = nvrtc.getProgramLog(program)
             raise CompileError(f"{stem}.cu with {' '.join(options)}:\n{log}") from error
         log = nvrtc.getProgramLog(program)
-        code = nvrtc.getPTX(program) if ptx else nvrtc.getCUBIN(program)
+        # CuPy strips the last byte of both, as if a cubin were text. It is a zero, the end of the
+        # last section header: without it the ELF file is short, and tools refuse it.
+        code = nvrtc.getPTX(program) if ptx else nvrtc.getCUBIN(program) + b"\0"
     finally:
         nvrtc.destroyProgram(program)
     return Compiled(bytes(code), Report.parse(log))

@@ -287,3 +287,14 @@ def test_devices_older_than_nvrtc_are_named() -> None:
 def test_ptx_where_nvrtc_is_older_than_the_device() -> None:
     code = compile_kernel("probe", {}, "compute_90", cache=False).cubin
     assert b".target sm_90" in code
+
+
+def test_a_cubin_is_a_whole_elf_file() -> None:
+    cubin = compile_kernel("probe", {}, "sm_90a").cubin
+    assert cubin[:4] == b"\x7fELF"
+    header_offset = int.from_bytes(cubin[40:48], "little")
+    header_size = int.from_bytes(cubin[58:60], "little")
+    headers = int.from_bytes(cubin[60:62], "little")
+    program_offset = int.from_bytes(cubin[32:40], "little")
+    program_end = program_offset + 56 * int.from_bytes(cubin[56:58], "little")
+    assert len(cubin) >= max(header_offset + header_size * headers, program_end)
