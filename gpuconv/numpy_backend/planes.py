@@ -1,0 +1,296 @@
+"""What the algorithms on single planes share: reading padded blocks, exact types, storing sums.
+
+An output channel of a depthwise problem sees one plane of the input. The planes are read in blocks,
+(images, channels, depth, rows, columns), whatever the problem's rank: missing axes have extent 1.
+
+Dilation never reaches the arithmetic. Output positions that are equal modulo
+dilation / gcd(dilation, stride) read input positions that are equal modulo dilation; each such
+class along each axis is a convolution without dilation, over every dilation-th padded position.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from gpuconv.arrays import HostArray
+from gpuconv.dtypes import DType
+from gpuconv.numpy_backend.boundary import source_index
+from gpuconv.numpy_backend.scratch import rounded
+from gpuconv.problem import ConvProblem
+
+Piece = tuple[slice, slice | None]  # positions of a block, and the input's elements there (None: 0)
+
+
+@dataclass(frozen=True)
+class Run:
+    """`count` padded positions, whose input indices rise or fall by `step`; source -1: zeros."""
+
+    start: int
+    count: int
+    source: int
+    step: int
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One residue class of one axis: a convolution without dilation."""
+
+    filter: int
+    stride: int
+    outputs: int  # how many outputs the class has
+    first: int  # of the outputs in the whole output,
+    every: int  # and the distance between them
+    runs: tuple[Run, ...]
+
+    def reads(self, outputs: int) -> int:
+        """How many padded positions `outputs` neighbours read."""
+        return (outputs - 1) * self.stride + self.filter
+
+    def out(self, start: int, stop: int) -> slice:
+        """Where the outputs from `start` to `stop` lie in the whole output."""
+        return slice(
+            self.first + start * self.every, self.first + (stop - 1) * self.every + 1, self.every
+        )
+
+    def pieces(self, start: int, count: int) -> list[Piece]:
+        """The padded positions [start, start + count), by the runs they belong to."""
+        result: list[Piece] = []
+        position = start
+        stop = start + count
+        for run in self.runs:
+            lo, hi = max(run.start, start), min(run.start + run.count, stop)
+            if lo >= hi:
+                continue
+            position = hi
+            here = slice(lo - start, hi - start)
+            if run.source < 0:
+                result.append((here, None))
+                continue
+            first = run.source + (lo - run.start) * run.step
+            end = first + (hi - lo) * run.step
+            if run.step == 0:  # one element for all
+                result.append((here, slice(first, first + 1)))
+                continue
+            result.append((here, slice(first, end if end >= 0 else None, run.step)))
+        if position < stop:  # a block may be read past the padded input's end
+            result.append((slice(position - start, count), None))
+        return result
+
+
+@lru_cache(maxsize=1024)
+def classes(problem: ConvProblem) -> tuple[tuple[Axis, Axis, Axis], ...]:
+    """The undilated convolutions that make up the problem, each by its three axes."""
+    missing = (Axis(1, 1, 1, 0, 1, (Run(0, 1, 0, 1),)),)
+    axes: list[tuple[Axis, ...]] = [missing] * (3 - problem.ndim)
+    for a in range(problem.ndim):
+        stride, dilation = problem.stride[a], problem.dilation[a]
+        common = math.gcd(stride, dilation)
+        every = dilation // common
+        axes.append(
+            tuple(
+                Axis(
+                    filter=problem.filter[a],
+                    stride=stride // common,
+                    outputs=-(-(problem.output[a] - first) // every),
+                    first=first,
+                    every=every,
+                    runs=_runs(problem, a, first * stride, dilation),
+                )
+                for first in range(min(every, problem.output[a]))
+            )
+        )
+    return tuple((d, h, w) for d, h, w in itertools.product(*axes))
+
+
+def _runs(problem: ConvProblem, axis: int, offset: int, step: int) -> tuple[Run, ...]:
+    extent, lo, hi = problem.input[axis], problem.pad_lo[axis], problem.pad_hi[axis]
+    index = source_index(extent, lo, hi, problem.padding_mode)[offset::step]
+    before = max(-(-(lo - offset) // step), 0)
+    inside = max(-(-(lo + extent - offset) // step) - before, 0)
+    runs = _segments(index[:before].tolist(), 0)
+    if inside:
+        runs.append(Run(before, inside, int(index[before]), step))
+    runs += _segments(index[before + inside :].tolist(), before + inside)
+    return tuple(runs)
+
+
+def _segments(index: list[int], start: int) -> list[Run]:
+    """The runs of a pad, greedily."""
+    runs = []
+    i = 0
+    while i < len(index):
+        step = 0
+        if i + 1 < len(index) and index[i] >= 0 and index[i + 1] >= 0:
+            step = index[i + 1] - index[i]
+        j = i + 1
+        while j < len(index) and index[j] - index[j - 1] == step and index[j] >= 0 <= index[i]:
+            j += 1
+        while index[i] < 0 and j < len(index) and index[j] < 0:
+            j += 1
+        runs.append(Run(start + i, j - i, index[i], step))
+        i = j
+    return runs
+
+
+def lift(array: HostArray) -> HostArray:
+    """(N, C, spatial...) with three spatial axes."""
+    while array.ndim < 5:
+        array = array[:, :, None]
+    return array
+
+
+def by_plane(problem: ConvProblem, w: HostArray) -> HostArray:
+    """A depthwise problem's filters as (C, multiplier, T, R, S)."""
+    w = lift(w)
+    return w.reshape(problem.in_channels, problem.group_out_channels, *w.shape[2:])
+
+
+def read(
+    block: HostArray, planes: HostArray, axes: tuple[Axis, ...], starts: tuple[int, ...]
+) -> None:
+    """Fill `block`, (images, channels, depth, rows, columns), from `starts` in padded positions."""
+    pieces = [
+        axis.pieces(start, count)
+        for axis, start, count in zip(axes, starts, block.shape[2:], strict=True)
+    ]
+    for axis, parts in enumerate(pieces):
+        for here, source in parts:
+            if source is None:
+                block[(slice(None),) * (2 + axis) + (here,)] = 0
+    both = slice(None), slice(None)
+    for d, h, w in itertools.product(*pieces):
+        if d[1] is not None and h[1] is not None and w[1] is not None:
+            block[(*both, d[0], h[0], w[0])] = planes[(*both, d[1], h[1], w[1])]
+
+
+def largest(x: HostArray, dtype: DType) -> int:
+    """A bound on the magnitudes of integers, from their type where that says enough."""
+    if dtype.kind == "b":
+        return 1
+    if dtype.itemsize <= 2:
+        return 1 << (8 * dtype.itemsize - (dtype.kind == "i"))
+    return max(int(x.max()), -int(x.min())) if x.size else 0
+
+
+def largest_sum(x: HostArray, w: HostArray, x_type: DType) -> int:
+    """A bound on any partial sum of products of integers: max |x| times a filter's sum |w|."""
+    # Magnitudes are summed in floating point, which cannot overflow; rounding is made up for.
+    magnitudes = np.abs(w.astype(np.float64)).sum(axis=tuple(range(1, w.ndim)))
+    return int(largest(x, x_type) * float(magnitudes.max(initial=0.0)) * (1 + 2**-40)) + 1
+
+
+def exact_dtype(x: HostArray, w: HostArray, x_type: DType) -> np.dtype[Any] | None:
+    """The fastest floating type in which every sum of these integers is exact, if there is one."""
+    largest = largest_sum(x, w, x_type)
+    if largest <= 1 << 24:
+        return np.dtype(np.float32)
+    return np.dtype(np.float64) if largest <= 1 << 53 else None
+
+
+def store(out: HostArray, sums: HostArray, bias: HostArray | None, exact: bool) -> None:
+    """Write a block of `sums`, (N, C, multiplier, Z, P, Q), with its channels' bias, to `out`.
+
+    Where `exact`, sums of integers in floating point become 64-bit integers before they become
+    narrow ones: that is how they wrap, modulo 2^64. They do so in chunks of at most 32 KiB.
+    """
+    out = np.reshape(out, sums.shape)  # a view: it splits the channels
+    values: Any = None  # (C, multiplier, 1, 1, 1)
+    if bias is not None:
+        values = bias.reshape(*sums.shape[1:3], 1, 1, 1)
+    if not exact:
+        if values is None:
+            np.copyto(out, sums, casting="unsafe")
+        elif sums.dtype == out.dtype:
+            np.add(sums, values.astype(sums.dtype, copy=False), out=out)
+        else:
+            np.add(sums, values.astype(sums.dtype, copy=False), out=sums)
+            np.copyto(out, sums, casting="unsafe")
+    elif out.dtype.itemsize == 8:
+        np.copyto(out.view(np.int64), sums, casting="unsafe")
+        if values is not None:
+            np.add(out, values.astype(out.dtype), out=out)
+    else:
+        for n, c, m, z, p in np.ndindex(*sums.shape[:5]):
+            for start, stop in spans(sums.shape[-1], 4096):
+                at = n, c, m, z, p, slice(start, stop)
+                row = sums[at].astype(np.int64)
+                if values is not None:
+                    row += values[c, m, 0, 0, 0].astype(np.int64)
+                out[at] = row
+
+
+def direct_sum(
+    sums: HostArray,
+    block: HostArray,
+    w: HostArray,
+    axes: tuple[Axis, ...],
+    product: HostArray,
+) -> None:
+    """Sum one product per tap: sums (N, C, M, Z, P, Q), of block (N, C, D, H, W) and w (C, M, ...).
+
+    `product` is scratch of the shape of `sums`. NaN and Inf stay in the windows that hold them.
+    """
+    steps = [axis.stride for axis in axes]
+    counts = sums.shape[3:]
+    total, term = sums, sums
+    for tap in np.ndindex(*w.shape[2:]):
+        d, h, v = (
+            slice(r, r + (n - 1) * s + 1, s) for r, n, s in zip(tap, counts, steps, strict=True)
+        )
+        window = block[:, :, None, d, h, v]
+        np.multiply(window, w[(slice(None), slice(None), *tap, None, None, None)], out=term)
+        if term is not sums:
+            np.add(total, term, out=total)
+        term = product
+
+
+class Scratch:
+    """One worker's scratch memory: its part of the call's, handed out in aligned pieces."""
+
+    def __init__(self, memory: HostArray) -> None:
+        self._memory = memory
+        self._used = 0
+
+    def take(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> HostArray:
+        """An uninitialised C-contiguous array."""
+        start = self._used
+        array: HostArray = np.ndarray(shape, dtype, self._memory, start)
+        self._used = start + rounded(array.nbytes)
+        return array
+
+    def mark(self) -> int:
+        """What is taken so far."""
+        return self._used
+
+    def free(self, mark: int = 0) -> None:
+        """What was taken after `mark` may be overwritten."""
+        self._used = mark
+
+
+def spans(count: int, size: int) -> list[tuple[int, int]]:
+    """(start, stop) of the pieces of `size` that make up `count`."""
+    return [(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+class Grid(Sequence[tuple[Any, ...]]):
+    """All combinations of some axes' values, the last axis fastest, without a list of them."""
+
+    def __init__(self, *axes: Sequence[Any]) -> None:
+        self._axes = axes
+        self._count = math.prod(map(len, axes))
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        return itertools.product(*self._axes)
+
+    def __getitem__(self, index: Any) -> Any:
+        return next(itertools.islice(iter(self), index, None))
