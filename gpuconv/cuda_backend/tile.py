@@ -1,0 +1,193 @@
+"""Cutting an image into tiles that fit in shared memory: what filter2d and separable share.
+
+``TILING`` mirrors ``struct Tiling`` of kernels_cuda/tile.cuh.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gpuconv import dtypes
+from gpuconv.cuda_backend import launch
+from gpuconv.cuda_backend.launch import DIVISOR, Layout
+from gpuconv.dtypes import DType
+from gpuconv.plan import No
+from gpuconv.problem import ConvProblem
+
+TILING = np.dtype(
+    [
+        ("tiles_w", DIVISOR),
+        ("tiles_h", DIVISOR),
+        ("slab", np.int32),
+        ("columns", np.int32),
+        ("pitch", np.int32),
+        ("w_pitch", np.int32),
+        ("flags", np.int32),
+        ("unused", np.int32),
+    ],
+    align=True,
+)
+UNIT_COLUMNS, ALIGNED, STORE_VECTORS = 1, 2, 4  # flags: TILE_...
+
+THREADS = 256
+_VECTOR = 16  # bytes of the widest load
+_INDEX_LIMIT = 2**31 - 2**26  # less what the last tile reaches past the output
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """How the 256 threads of a block lie over its tile of outputs."""
+
+    block_w: int  # threads along W,
+    out_h: int  # and the outputs of each
+    out_w: int
+
+    @property
+    def block_h(self) -> int:
+        return THREADS // self.block_w
+
+    @property
+    def tile_h(self) -> int:
+        return self.block_h * self.out_h
+
+    @property
+    def tile_w(self) -> int:
+        return self.block_w * self.out_w
+
+    def count(self, problem: ConvProblem, batch: int) -> int:
+        """Tiles of a batch."""
+        p, q = extents(problem.output)
+        return batch * -(-p // self.tile_h) * -(-q // self.tile_w)
+
+
+def plane(problem: ConvProblem) -> bool | No:
+    """Whether the problem is one filter over single-channel images."""
+    if problem.operation != "fprop":
+        return No(f"computes fprop only, not {problem.operation}")
+    if problem.ndim > 2:
+        return No("images have one or two axes, not three")
+    if (problem.in_channels, problem.out_channels) != (1, 1):
+        return No("takes images of one channel, and one filter")
+    if problem.accumulator.is_complex:
+        return No("does not sum complex numbers")
+    return True
+
+
+def extents(values: tuple[int, ...]) -> tuple[int, int]:
+    """(H, W) of a problem of one or two axes."""
+    return values if len(values) == 2 else (1, *values)  # type: ignore[return-value]
+
+
+def padded(count: int, step: int) -> int:
+    """`count`, up to a multiple of `step`."""
+    return -(-count // step) * step
+
+
+def columns(problem: ConvProblem, block: Block) -> int:
+    """Elements of a row of the tile: whole loads of a thread."""
+    (_, s), (_, stride), (_, dilation) = map(
+        extents, (problem.filter, problem.stride, problem.dilation)
+    )
+    return padded((block.tile_w - 1) * stride + (s - 1) * dilation + 1, block.out_w)
+
+
+def rows(problem: ConvProblem, block: Block, slab: int) -> int:
+    """Rows of the tile that `slab` rows of the filter see."""
+    stride, dilation = extents(problem.stride)[0], extents(problem.dilation)[0]
+    return (block.tile_h - 1) * stride + (slab - 1) * dilation + 1
+
+
+def pitch(problem: ConvProblem, block: Block, itemsize: int) -> int:
+    """Elements between rows of the tile: whole vectors."""
+    return padded(columns(problem, block), _VECTOR // itemsize)
+
+
+def shared_budget(device: Any) -> int:
+    """Bytes that leave room for three blocks on a multiprocessor, where it has that much."""
+    return int(min(max(device.max_shared_bytes // 3, 48 << 10), device.max_shared_bytes))
+
+
+def index_type(problem: ConvProblem, layout: Layout) -> str:
+    """ "int32" where every position, and every offset within a row or w, fits; else "int64".
+
+    Rows and images themselves are found with 64-bit offsets.
+    """
+    widths = ((problem.input[-1], layout.x[-1]), (problem.output[-1], layout.y[-1]))
+    reach = max(n * abs(stride) for n, stride in widths)
+    reach = max(reach, sum(n * abs(s) for n, s in zip(problem.filter, layout.w[2:], strict=True)))
+    for extent, output, filter, stride, dilation, lo, hi in zip(
+        problem.input, problem.output, problem.filter, problem.stride, problem.dilation,
+        problem.pad_lo, problem.pad_hi, strict=True,
+    ):  # fmt: skip
+        # The boundary modes compute up to twice the extent, and tiles reach past the last output.
+        span = output * stride + dilation * filter
+        reach = max(reach, 2 * extent + lo + hi + span)
+    return "int32" if reach < _INDEX_LIMIT else "int64"
+
+
+def pack(
+    problem: ConvProblem,
+    layout: Layout,
+    block: Block,
+    *,
+    slab: int,
+    w_pitch: int,
+    stage: DType,
+    raw: bool,
+    one_store: bool,
+) -> Any:
+    """The ``Tiling`` of a launch: a NumPy struct, to be passed by value.
+
+    `stage` is the tile's type; `raw`: it is x's own, and bytes are copied as they are. `one_store`:
+    a thread's outputs of a row may be one store where y's addresses allow.
+    """
+    t = np.zeros((), TILING)
+    p, q = extents(problem.output)
+    t["tiles_h"] = launch.divisor(-(-p // block.tile_h))
+    t["tiles_w"] = launch.divisor(-(-q // block.tile_w))
+    t["slab"], t["w_pitch"] = slab, w_pitch
+    t["columns"], t["pitch"] = columns(problem, block), pitch(problem, block, stage.itemsize)
+    flags = 0
+    if raw and layout.x[-1] == 1:
+        flags |= UNIT_COLUMNS
+        left = problem.pad_lo[-1] * stage.itemsize
+        if left % _VECTOR == 0 and _rows_at_multiples(
+            _VECTOR, layout.x, problem.input, layout, problem.x_dtype
+        ):
+            flags |= ALIGNED
+    store = block.out_w * problem.y_dtype.itemsize
+    if (
+        one_store
+        and layout.y[-1] == 1
+        and store <= _VECTOR
+        and _rows_at_multiples(store, layout.y, problem.output, layout, problem.y_dtype)
+    ):
+        flags |= STORE_VECTORS
+    t["flags"] = flags
+    t.flags.writeable = False
+    return t
+
+
+def _rows_at_multiples(
+    count: int,
+    strides: tuple[int, ...],
+    spatial: tuple[int, ...],
+    layout: Layout,
+    dtype: DType,
+) -> bool:
+    """Whether every row of every image begins at a multiple of `count` bytes."""
+    steps = [strides[0]] if layout.batch > 1 else []
+    if len(spatial) == 2 and spatial[0] > 1:
+        steps.append(strides[2])
+    return layout.alignment % count == 0 and not any(s * dtype.itemsize % count for s in steps)
+
+
+def largest(dtype: DType) -> int:
+    """The largest magnitude of an integer type's values."""
+    if dtype is dtypes.BOOL:
+        return 1
+    bits = 8 * dtype.itemsize
+    return 1 << (bits - 1) if dtype.kind == "i" else (1 << bits) - 1
