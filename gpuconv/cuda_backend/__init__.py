@@ -25,7 +25,7 @@ __all__ = [
     "warmup",
 ]  # fmt: skip
 
-_NAMES = ("direct", "depthwise")
+_NAMES = ("direct", "implicit_gemm", "depthwise", "filter2d", "separable", "fft")
 
 
 class Algorithm(plan.Algorithm, Protocol):
