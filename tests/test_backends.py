@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import subprocess
 import sys
 import textwrap
@@ -75,12 +76,14 @@ def test_without_a_device_the_default_is_numpy_and_the_reason_is_told():
         gpuconv.plan_conv2d((1, 1, 5, 5), (1, 1, 3, 3), backend="cuda")
 
 
-def test_unknown_backends_are_refused():
-    with pytest.raises(ValueError, match="use_backend: backend is one of numpy, cuda; got 'rocm'"):
-        with gpuconv.use_backend("rocm"):
-            pass
-    with pytest.raises(ValueError, match="plan_conv2d: backend is one of numpy, cuda; got 'gpu'"):
-        gpuconv.plan_conv2d((1, 1, 5, 5), (1, 1, 3, 3), backend="gpu")
+@pytest.mark.parametrize("name", ["rocm", "gpu", "", None])
+def test_unknown_backends_are_refused(name):
+    message = re.escape(f"backend is one of numpy, cuda; got {name!r}")
+    with pytest.raises(ValueError, match=f"use_backend: {message}"), gpuconv.use_backend(name):
+        pass
+    if name is not None:  # which leaves the choice to gpuconv
+        with pytest.raises(ValueError, match=f"plan_conv2d: {message}"):
+            gpuconv.plan_conv2d((1, 1, 5, 5), (1, 1, 3, 3), backend=name)
 
 
 def test_use_backend_nests_and_holds_for_its_own_thread():
