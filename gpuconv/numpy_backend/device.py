@@ -20,7 +20,14 @@ class Cpu:
     threads: int
     gemm_flops: float = 90e9  # float32, a large matrix product
     copy_bytes: float = 8e9  # a strided copy within the caches, bytes read
+    memory_bytes: float = 14e9  # a copy through memory, by all threads together
+    start_seconds: float = 25e-6  # a call's way to its first block
+    wake_seconds: float = 100e-6  # waking the other threads, and waiting for the last
     call_seconds: float = 1.5e-6  # one NumPy call on little data
+
+    def start(self, threads: int) -> float:
+        """Seconds of a call that no work accounts for."""
+        return self.start_seconds + (self.wake_seconds if threads > 1 else 0)
 
     def __str__(self) -> str:
         return f"CPU, {self.threads} thread{'s' * (self.threads != 1)}"
