@@ -4,13 +4,16 @@
 neural networks and image stacks, on NumPy, CuPy, torch and JAX arrays. ``plan_conv*`` show how.
 """
 
-from gpuconv import ndimage, signal
+from gpuconv import grad, ndimage, signal
 from gpuconv.backends import asarray, default_backend, show_config, use_backend, warmup
 from gpuconv.conv import (
     conv1d,
     conv2d,
     conv3d,
     conv_output_shape,
+    conv_transpose1d,
+    conv_transpose2d,
+    conv_transpose3d,
     plan_conv1d,
     plan_conv2d,
     plan_conv3d,
@@ -28,7 +31,11 @@ __all__ = [
     "conv2d",
     "conv3d",
     "conv_output_shape",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
     "default_backend",
+    "grad",
     "ndimage",
     "plan_conv1d",
     "plan_conv2d",

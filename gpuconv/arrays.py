@@ -206,7 +206,7 @@ def _library_of_type(cls: Any) -> Library | None:
         return NUMPY
     for base in cls.__mro__:
         known = _KNOWN.get(base.__module__.partition(".")[0])
-        if known is not None:
+        if known is not None and hasattr(cls, "shape"):  # else a dtype or a device of it
             return known
     if hasattr(cls, "__array_namespace__") and hasattr(cls, "__dlpack__"):
         return _DLPack(cls.__module__.partition(".")[0])

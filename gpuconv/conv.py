@@ -13,7 +13,14 @@ from typing import Any
 from gpuconv import backends
 from gpuconv.execute import Operands, as_layout_shape
 from gpuconv.plan import Plan, choose
-from gpuconv.problem import LAYOUTS, ConvProblem, describe, freeze
+from gpuconv.problem import (
+    LAYOUTS,
+    ConvProblem,
+    Operation,
+    describe,
+    describe_transpose,
+    freeze,
+)
 
 Padding = int | str | Sequence[int] | Sequence[Sequence[int]]
 
@@ -230,6 +237,201 @@ def conv3d(
     )
 
 
+def conv_transpose1d(
+    x: Any,
+    w: Any,
+    /,
+    bias: Any = None,
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: Padding = 0,
+    output_padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    layout: str = "NCW",
+    dtype: Any = None,
+    precision: str = "ieee",
+    algorithm: str = "auto",
+    workspace_limit: int | None = None,
+    out: Any = None,
+) -> Any:
+    """1-D transposed convolution: the adjoint of `conv1d`.
+
+    x is (N, C, W) or (C, W), with ``layout="NWC"`` (N, W, C); w is (C, K/groups, S); the result
+    (N, K, Q), or as `layout` writes it. Everything else is as in `conv_transpose2d`, with one axis.
+
+    Examples
+    --------
+    Every element of x lays a copy of the filter, multiplied by it, two places further on:
+
+    >>> import numpy as np, gpuconv
+    >>> x = np.array([[[1.0, 2.0, 3.0]]])
+    >>> gpuconv.conv_transpose1d(x, np.array([[[1.0, 1.0, 0.5]]]), stride=2)
+    array([[[1. , 1. , 2.5, 2. , 4. , 3. , 1.5]]])
+    """
+    return _conv_transpose(
+        "conv_transpose1d",
+        1,
+        x,
+        w,
+        bias,
+        out,
+        algorithm,
+        stride=stride,
+        padding=padding,
+        output_padding=output_padding,
+        dilation=dilation,
+        groups=groups,
+        layout=layout,
+        dtype=dtype,
+        precision=precision,
+        workspace_limit=workspace_limit,
+    )
+
+
+def conv_transpose2d(
+    x: Any,
+    w: Any,
+    /,
+    bias: Any = None,
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: Padding = 0,
+    output_padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    layout: str = "NCHW",
+    dtype: Any = None,
+    precision: str = "ieee",
+    algorithm: str = "auto",
+    workspace_limit: int | None = None,
+    out: Any = None,
+) -> Any:
+    """2-D transposed convolution: the adjoint of `conv2d` ("deconvolution", upsampling).
+
+    Every element of x lays a copy of the (unflipped) filter, multiplied by it, into the result at
+    ``stride`` times its place; `padding` cuts off the margin. Along each axis
+    ``out = (in - 1)*stride - pad_lo - pad_hi + dilation*(filter-1) + output_padding + 1``.
+
+    It maps the shape of a result of ``conv2d(..., stride, padding, dilation, groups)`` back to one
+    of its input, and is that linear map's transpose (no conjugate is taken): sum(conv2d(a, w) * b)
+    is sum(a * conv_transpose2d(b, w)).
+
+    Parameters
+    ----------
+    x : array, (N, C, H, W) or (C, H, W)
+        Of any strides. Without N the result has none either. With ``layout="NHWC"`` the channels
+        come last.
+    w : array, (C, K/groups, R, S)
+        In both layouts.
+    bias : array, (K,), optional
+    stride, dilation : int or 2 ints, at least 1
+    padding : int, 2 ints, 2 pairs (before, after), "valid", "full", "same" or "same_lower"
+        That of the convolution which this is the adjoint of. "same" gives ``out = in*stride``.
+    output_padding : int or 2 ints, less than stride or dilation
+        Rows and columns added at the end: a strided convolution gives the same shape for several
+        inputs, and this tells them apart.
+    groups : int
+        Divides C and K.
+    layout, dtype, precision, algorithm, workspace_limit, out
+        As in `conv2d`.
+
+    Returns
+    -------
+    array, (N, K, P, Q), or as `layout` writes it
+        Of x's library, device and memory order.
+
+    Raises
+    ------
+    ValueError, TypeError, gpuconv.BackendError
+        As `conv2d`.
+
+    Notes
+    -----
+    The arguments follow ``torch.nn.functional.conv_transpose2d``; "same" is that of ONNX
+    ConvTranspose.
+
+    Examples
+    --------
+    >>> import numpy as np, gpuconv
+    >>> x = np.array([[[[1.0, 2.0], [3.0, 4.0]]]])
+    >>> gpuconv.conv_transpose2d(x, np.ones((1, 1, 2, 2)), stride=2)
+    array([[[[1., 1., 2., 2.],
+             [1., 1., 2., 2.],
+             [3., 3., 4., 4.],
+             [3., 3., 4., 4.]]]])
+    """
+    return _conv_transpose(
+        "conv_transpose2d",
+        2,
+        x,
+        w,
+        bias,
+        out,
+        algorithm,
+        stride=stride,
+        padding=padding,
+        output_padding=output_padding,
+        dilation=dilation,
+        groups=groups,
+        layout=layout,
+        dtype=dtype,
+        precision=precision,
+        workspace_limit=workspace_limit,
+    )
+
+
+def conv_transpose3d(
+    x: Any,
+    w: Any,
+    /,
+    bias: Any = None,
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: Padding = 0,
+    output_padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    layout: str = "NCDHW",
+    dtype: Any = None,
+    precision: str = "ieee",
+    algorithm: str = "auto",
+    workspace_limit: int | None = None,
+    out: Any = None,
+) -> Any:
+    """3-D transposed convolution: the adjoint of `conv3d`.
+
+    x is (N, C, D, H, W) or (C, D, H, W), with ``layout="NDHWC"`` (N, D, H, W, C); w is
+    (C, K/groups, T, R, S); the result (N, K, Z, P, Q), or as `layout` writes it. Everything else is
+    as in `conv_transpose2d`, with three axes.
+
+    Examples
+    --------
+    >>> import numpy as np, gpuconv
+    >>> x = np.ones((1, 2, 3, 4, 5), np.float32)
+    >>> gpuconv.conv_transpose3d(x, np.ones((2, 4, 2, 2, 2), np.float32), stride=2).shape
+    (1, 4, 6, 8, 10)
+    """
+    return _conv_transpose(
+        "conv_transpose3d",
+        3,
+        x,
+        w,
+        bias,
+        out,
+        algorithm,
+        stride=stride,
+        padding=padding,
+        output_padding=output_padding,
+        dilation=dilation,
+        groups=groups,
+        layout=layout,
+        dtype=dtype,
+        precision=precision,
+        workspace_limit=workspace_limit,
+    )
+
+
 def plan_conv1d(
     x_shape: Sequence[int],
     w_shape: Sequence[int],
@@ -247,6 +449,7 @@ def plan_conv1d(
     algorithm: str = "auto",
     workspace_limit: int | None = None,
     backend: str | None = None,
+    operation: Operation = "fprop",
 ) -> Plan:
     """The plan of a ``conv1d``; its parameters and result are those of `plan_conv2d`.
 
@@ -273,6 +476,7 @@ def plan_conv1d(
         layout=layout,
         precision=precision,
         workspace_limit=workspace_limit,
+        operation=operation,
     )
 
 
@@ -293,6 +497,7 @@ def plan_conv2d(
     algorithm: str = "auto",
     workspace_limit: int | None = None,
     backend: str | None = None,
+    operation: Operation = "fprop",
 ) -> Plan:
     """The plan of a ``conv2d``: made from shapes alone, inspected, run many times.
 
@@ -307,12 +512,17 @@ def plan_conv2d(
         As in `conv2d`.
     backend : "numpy", "cuda" or None
         None: that of the surrounding ``use_backend``, or else ``default_backend()``.
+    operation : "fprop", "dgrad" or "wgrad"
+        The convolution; the gradient of x, as ``gpuconv.grad.conv2d_input`` computes it; or that of
+        w, as ``gpuconv.grad.conv2d_weight`` does. The shapes are the convolution's in each case,
+        `dtype` that of the two arrays that are read.
 
     Returns
     -------
     gpuconv.Plan
-        ``plan(x, w, bias=None, out=None)`` runs it, for any batch; ``print(plan)`` explains it. It
-        has ``algorithm``, ``candidates``, ``workspace_bytes``, ``flops`` and ``bytes_moved``.
+        ``plan(x, w, bias=None, out=None)`` runs it, for any batch; ``print(plan)`` explains it.
+        A dgrad is called ``plan(grad_output, w)``, a wgrad ``plan(x, grad_output)``. It has
+        ``algorithm``, ``candidates``, ``workspace_bytes``, ``flops`` and ``bytes_moved``.
 
     Raises
     ------
@@ -348,6 +558,7 @@ def plan_conv2d(
         layout=layout,
         precision=precision,
         workspace_limit=workspace_limit,
+        operation=operation,
     )
 
 
@@ -368,6 +579,7 @@ def plan_conv3d(
     algorithm: str = "auto",
     workspace_limit: int | None = None,
     backend: str | None = None,
+    operation: Operation = "fprop",
 ) -> Plan:
     """The plan of a ``conv3d``; its parameters and result are those of `plan_conv2d`.
 
@@ -394,6 +606,7 @@ def plan_conv3d(
         layout=layout,
         precision=precision,
         workspace_limit=workspace_limit,
+        operation=operation,
     )
 
 
@@ -438,7 +651,7 @@ def conv_output_shape(
             f"{function}: w_shape {tuple(w_shape)} is {len(w_shape)}-D; it takes (K, C/groups, S), "
             f"(K, C/groups, R, S) or (K, C/groups, T, R, S)"
         )
-    problem = _describe(
+    problem = described(
         function,
         ndim,
         tuple(x_shape),
@@ -465,7 +678,36 @@ def _conv(
     **options: Any,
 ) -> Any:
     operands = Operands(function, x=x, w=w, bias=bias, out=out)
-    problem = _describe(
+    problem = described(
+        function,
+        ndim,
+        operands.x.shape,
+        operands.w.shape,
+        operands.x.dtype,
+        operands.w.dtype,
+        bias=None if operands.bias is None else operands.bias.dtype,
+        channels_last=operands.memory_order(ndim, options["layout"]),
+        **options,
+    )
+    plan = choose(function, problem, operands.backend, operands.device, algorithm)
+    return operands.run(plan)
+
+
+def _conv_transpose(
+    function: str,
+    ndim: int,
+    x: Any,
+    w: Any,
+    bias: Any,
+    out: Any,
+    algorithm: str,
+    **options: Any,
+) -> Any:
+    operands = Operands(function, x=x, w=w, bias=bias, out=out)
+    for name in ("stride", "padding", "output_padding", "dilation"):
+        if type(options[name]) is not int:
+            options[name] = freeze(function, name, options[name])
+    problem = _described_transpose(
         function,
         ndim,
         operands.x.shape,
@@ -497,7 +739,12 @@ def _plan(
             f"{function}: dtype is one dtype, the pair (x's, w's), or the triple (x's, w's, the "
             f"result's); got {dtype!r}"
         )
-    problem = _describe(
+    if bias and options["operation"] != "fprop":
+        raise ValueError(
+            f"{function}: operation={options['operation']!r} takes no bias; its gradient is "
+            f"gpuconv.grad.conv{ndim}d_bias"
+        )
+    problem = described(
         function,
         ndim,
         tuple(x_shape),
@@ -514,7 +761,8 @@ def _plan(
     return choose(function, problem, name, backends.backend(name).device(), algorithm)
 
 
-def _describe(function: str, ndim: int, *args: Any, **options: Any) -> ConvProblem:
+def described(function: str, ndim: int, *args: Any, **options: Any) -> ConvProblem:
+    """``problem.describe``, remembered by its arguments."""
     for name in ("stride", "padding", "dilation"):
         if type(options[name]) is not int:
             options[name] = freeze(function, name, options[name])
@@ -522,3 +770,4 @@ def _describe(function: str, ndim: int, *args: Any, **options: Any) -> ConvProbl
 
 
 _described = lru_cache(maxsize=4096, typed=True)(describe)
+_described_transpose = lru_cache(maxsize=4096, typed=True)(describe_transpose)

@@ -7,12 +7,14 @@ here.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 
 from gpuconv import arrays, backends, dtypes
 from gpuconv.plan import Plan, choose
+from gpuconv.problem import ConvProblem
 
 NOT_GIVEN = object()  # None is what a caller might pass by mistake
 
@@ -20,6 +22,7 @@ NOT_GIVEN = object()  # None is what a caller might pass by mistake
 class Operands:
     """The arrays of one call, checked for library and device, and taken in by a backend.
 
+    `x` and `w` are the first and the second array that the operation reads, whatever their roles.
     `function` and `names` are the call's and its operands' in errors; `backend` is the one that
     must serve (a plan's own), else the surrounding ``use_backend`` or the arrays decide.
     """
@@ -36,6 +39,7 @@ class Operands:
         names: tuple[str, str, str] = ("x", "w", "out"),
     ) -> None:
         self.function = function
+        self.names = names
         given = {names[0]: x, names[1]: w, "bias": bias, names[2]: out}
         optional = {"bias": None, names[1]: NOT_GIVEN, names[2]: None}
         present = {n: a for n, a in given.items() if n not in optional or a is not optional[n]}
@@ -69,28 +73,36 @@ class Operands:
             plan = choose(self.function, plan.problem, plan.backend, self.device, plan.algorithm)
         with self._module.active(self.device):
             problem = plan.problem
-            axes_last = problem.layout.endswith("C")
-            x = channels_first(self.x, axes_last, problem.batched)
+            axes_last, batched = problem.layout.endswith("C"), problem.batched
+            x, w = (
+                array if role == "w" else channels_first(array, axes_last, batched)
+                for array, role in zip((self.x, self.w), problem.roles, strict=False)
+            )
+            is_filter = problem.roles[2] == "w"
             out = self._module.take_out(self.out_given, self.library, self.device)
             if out is None:
-                y = self.compute(plan, x, self.w, self.bias)
-                return self.give(as_layout(y, axes_last, problem.batched))
-            y = channels_first(out, axes_last, problem.batched)
+                y = self.compute(plan, x, w, self.bias)
+                return self.give(y if is_filter else as_layout(y, axes_last, batched))
+            y = out if is_filter else channels_first(out, axes_last, batched)
             # A result that overlaps what is still to be read goes to memory of its own first.
             if self._module.overlaps(out, (self.x, self.w, self.bias)):
-                y[...] = self.compute(plan, x, self.w, self.bias)
+                y[...] = self.compute(plan, x, w, self.bias)
             else:
-                self.compute(plan, x, self.w, self.bias, y)
+                self.compute(plan, x, w, self.bias, y)
             self._module.give_out(out, self.library, self.out_given)
             return self.out_given
 
     def compute(self, plan: Plan, x: Any, w: Any, bias: Any = None, y: Any = None) -> Any:
         """The plan's result for the backend's own arrays, channels first: written to y if given."""
         problem = plan.problem
-        shape = (x.shape[0], *problem.y_shape[1:])
+        shape = problem.result_shape
+        if problem.roles[2] != "w":
+            shape = (x.shape[0], *shape[1:])
         if y is None:
             y = self._empty(plan, shape)
-        if 0 in x.shape and 0 not in shape:  # sums of nothing: no algorithm need know them
+        if (
+            0 in x.shape or 0 in w.shape
+        ) and 0 not in shape:  # sums of nothing: no algorithm need know them
             y[...] = 0 if bias is None else bias.reshape(-1, *[1] * problem.ndim)
         elif 0 not in shape:
             # A sum that overflows is infinite, as in every library of this kind, without a warning.
@@ -111,6 +123,17 @@ class Operands:
         self._module.give_out(out, self.library, self.out_given)
         return self.out_given
 
+    def active(self) -> AbstractContextManager[Any]:
+        """What the backend's own operations on its arrays run inside of."""
+        return self._module.active(self.device)  # type: ignore[no-any-return]
+
+    def check_result(self, dtype: dtypes.DType) -> None:
+        """TypeError where the caller's library cannot hold `dtype`."""
+        try:
+            self.library.check_result(dtype)
+        except TypeError as error:
+            raise TypeError(f"{self.function}: {error}") from None
+
     def adopt(self, array: Any) -> Any:
         """A NumPy array of the function's own, as the backend's."""
         return self._module.take(array, arrays.NUMPY, self.device)
@@ -120,35 +143,42 @@ class Operands:
         return self._module.empty(shape, dtype, self.device)
 
     def _empty(self, plan: Plan, shape: tuple[int, ...]) -> Any:
-        """An uninitialised (N, K, spatial...) array in the memory order of x."""
-        dtype = plan.problem.y_dtype
-        if not plan.problem.channels_last:
+        """An uninitialised result, channels first, images in the memory order of x."""
+        dtype = plan.problem.result_dtype
+        if not plan.problem.channels_last or plan.problem.roles[2] == "w":
             return self.empty(shape, dtype)
         last = self.empty((shape[0], *shape[2:], shape[1]), dtype)
         return channels_first(last, True, True)
 
     def _check(self, plan: Plan) -> None:
         problem = plan.problem
-        axes_last = problem.layout.endswith("C")
-        x_shape = as_layout_shape(problem.x_shape, axes_last, problem.batched)
-        free = 1 if problem.batched else 0  # the batch may differ from the planned one
-        self._check_array("x", self.x, x_shape, problem.x_dtype, free)
-        self._check_array("w", self.w, problem.w_shape, problem.w_dtype)
+        first, second, result = problem.roles
+        self._check_operand(0, self.x, problem, first)
+        self._check_operand(1, self.w, problem, second)
+        batched = problem.operation == "wgrad" and problem.batched
+        if batched and self.x.shape[0] != self.w.shape[0]:
+            raise ValueError(
+                f"{self.function}: {self.names[0]} has a batch of {self.x.shape[0]} but "
+                f"{self.names[1]} one of {self.w.shape[0]}; they must be the same"
+            )
         if (self.bias is None) != (problem.bias is None):
             was, now = ("without", "with") if problem.bias is None else ("with", "without")
             raise ValueError(f"{self.function}: planned {was} a bias, called {now} one")
         if self.bias is not None and problem.bias is not None:
-            self._check_array("bias", self.bias, (problem.out_channels,), problem.bias)
+            self._check_array("bias", self.bias, (problem.bias_channels,), problem.bias)
         if self.out_given is None:
-            try:
-                self.library.check_result(problem.y_dtype)
-            except TypeError as error:
-                raise TypeError(f"{self.function}: {error}") from None
+            self.check_result(problem.result_dtype)
         else:
-            y_shape = as_layout_shape(problem.y_shape, axes_last, problem.batched)
-            if problem.batched:
-                y_shape = (self.x.shape[0], *y_shape[1:])
-            self._check_array("out", self.out_given, y_shape, problem.y_dtype)
+            shape = _written_shape(problem, result)
+            if problem.batched and result != "w":
+                shape = (self.x.shape[0], *shape[1:])
+            self._check_array(self.names[2], self.out_given, shape, problem.result_dtype)
+
+    def _check_operand(self, which: int, array: Any, problem: ConvProblem, role: str) -> None:
+        free = 1 if problem.batched and role != "w" else 0  # the batch may differ from the planned
+        self._check_array(
+            self.names[which], array, _written_shape(problem, role), problem.dtype_of(role), free
+        )
 
     def _check_array(
         self, name: str, array: Any, shape: tuple[int, ...], dtype: dtypes.DType, free: int = 0
@@ -204,6 +234,13 @@ def as_layout(array: Any, axes_last: bool, batched: bool) -> Any:
     if axes_last:
         array = array.transpose(0, *range(2, array.ndim), 1)
     return array if batched else array[0]
+
+
+def _written_shape(problem: ConvProblem, role: str) -> tuple[int, ...]:
+    """The shape of "x", "w" or "y" as the caller writes it."""
+    if role == "w":
+        return problem.w_shape
+    return as_layout_shape(problem.shape_of(role), problem.layout.endswith("C"), problem.batched)
 
 
 def as_layout_shape(shape: tuple[int, ...], axes_last: bool, batched: bool) -> tuple[int, ...]:

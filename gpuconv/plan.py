@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 from gpuconv.errors import BackendError
-from gpuconv.problem import ConvProblem
+from gpuconv.problem import ConvProblem, Operation
 
 
 class No:
@@ -30,7 +30,12 @@ class No:
 
 
 class Algorithm(Protocol):
-    """What every algorithm's module offers. Its name is the module's own."""
+    """What every algorithm's module offers. Its name is the module's own.
+
+    It computes fprop, or the operations that it names in ``OPERATIONS``. Below, x and w are the
+    first and the second array that the operation reads, and out is its result (``problem.ROLES``):
+    dy, w and dx of dgrad, x, dy and dw of wgrad.
+    """
 
     __name__: str
 
@@ -44,7 +49,7 @@ class Algorithm(Protocol):
         """Bytes of scratch memory, within ``problem.workspace_limit`` where it can adapt."""
 
     def run(self, plan: Plan, x: Any, w: Any, bias: Any, out: Any, /) -> None:
-        """Write the whole of `out`. x, out: (N, C, spatial...) views of any strides, none empty.
+        """Write the whole of `out`. Images are (N, C, spatial...) views of any strides, none empty.
 
         The batch may differ from ``plan.problem.batch``: each image is computed as it would be
         alone, so nothing that decides the order of sums may depend on it.
@@ -117,11 +122,16 @@ class Plan:
     def __call__(self, x: Any, w: Any, /, bias: Any = None, out: Any = None) -> Any:
         """Compute. x and w have the shapes and dtypes that were planned; x's batch may differ.
 
-        A batch's images are computed as each would be alone, to the bit.
+        A plan of dgrad is called with the gradient of the result and w, one of wgrad with x and
+        that gradient. A batch's images are computed as each would be alone, to the bit.
         """
         from gpuconv.execute import Operands
 
-        return Operands("plan", x=x, w=w, bias=bias, out=out, backend=self.backend).run(self)
+        words = {"x": "x", "w": "w", "y": "grad_output"}
+        first, second, _ = self.problem.roles
+        names = (words[first], words[second], "out")
+        operands = Operands("plan", x=x, w=w, bias=bias, out=out, backend=self.backend, names=names)
+        return operands.run(self)
 
     def __str__(self) -> str:
         rows = [
@@ -158,9 +168,7 @@ def choose(
     Raises ValueError where `algorithm` is no algorithm of the backend, or cannot serve (with the
     reason), and BackendError where none can.
     """
-    from gpuconv.backends import backend as load
-
-    algorithms: Sequence[Algorithm] = load(backend).algorithms()
+    algorithms = serving(backend, problem.operation)
     by_name = {_name(a): a for a in algorithms}
     if algorithm != "auto" and algorithm not in by_name:
         raise ValueError(
@@ -168,7 +176,7 @@ def choose(
             f"{', '.join(by_name)}; got {algorithm!r}"
         )
     candidates = sorted(
-        (_consider(a, problem, device) for a in algorithms),
+        (consider(a, problem, device) for a in algorithms),
         key=lambda c: math.inf if c.cost is None else c.cost,
     )
     if algorithm == "auto":
@@ -188,7 +196,23 @@ def choose(
     )
 
 
-def _consider(algorithm: Algorithm, problem: ConvProblem, device: Any) -> Candidate:
+@lru_cache(maxsize=16)
+def serving(backend: str, operation: Operation) -> tuple[Algorithm, ...]:
+    """The algorithms of `backend` that compute `operation`, whatever the problem."""
+    from gpuconv.backends import backend as load
+    from gpuconv.exchanged import for_wgrad
+    from gpuconv.transposed import for_dgrad
+
+    registered: Sequence[Algorithm] = load(backend).algorithms()
+    own = [a for a in registered if operation in getattr(a, "OPERATIONS", ("fprop",))]
+    if operation == "dgrad":
+        own += for_dgrad(backend, registered)
+    elif operation == "wgrad" and backend == "cuda":  # NumPy's are products with windows anyway
+        own += for_wgrad(backend, registered)
+    return tuple(own)
+
+
+def consider(algorithm: Algorithm, problem: ConvProblem, device: Any) -> Candidate:
     name = _name(algorithm)
     if problem.empty:  # answered before any algorithm is reached, so none need know the case
         return Candidate(name, cost=0.0, workspace_bytes=0)

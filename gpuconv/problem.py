@@ -5,7 +5,13 @@ D H W the input's extents, T R S the filter's, Z P Q the output's. A problem hol
 and options, never arrays; it is frozen and hashable, so plans can be cached by it.
 
 The shapes are always those of the forward convolution ``y = conv(x, w)``. ``operation`` says which
-of the three arrays is the result: ``fprop`` computes y, ``dgrad`` x's gradient, ``wgrad`` w's.
+of the three arrays is the result, computed from the other two: ``fprop`` y, ``dgrad`` x's gradient
+(from y's and w), ``wgrad`` w's (from x and y's). They are adjoint to each other:
+
+    <fprop(x, w), y> = <x, dgrad(y, w)> = <w, wgrad(x, y)>
+
+over complex numbers with ``conjugate``, as gradients are taken (torch's convention, with which a
+step against the gradient descends): dgrad multiplies by w's conjugate, wgrad by x's.
 """
 
 from __future__ import annotations
@@ -29,6 +35,12 @@ PRECISIONS: tuple[str, ...] = get_args(Precision)
 PADDING_NAMES = ("valid", "full", "same", "same_lower")
 LAYOUTS = {1: ("NCW", "NWC"), 2: ("NCHW", "NHWC"), 3: ("NCDHW", "NDHWC")}
 AXIS_NAMES = {1: "W", 2: "HW", 3: "DHW"}
+# Which arrays an operation reads, and which it writes, in the letters of the forward convolution.
+ROLES: dict[Operation, tuple[str, str, str]] = {
+    "fprop": ("x", "w", "y"),
+    "dgrad": ("y", "w", "x"),
+    "wgrad": ("x", "y", "w"),
+}
 
 
 @dataclass(frozen=True)
@@ -51,6 +63,7 @@ class ConvProblem:
     padding_mode: PaddingMode = "zeros"
     operation: Operation = "fprop"
     flip: bool = False  # True: convolution, f(a) g(c-a); False: correlation
+    conjugate: bool = False  # of gradients: dgrad multiplies by conj(w), wgrad by conj(x)
     x_dtype: DType = dtypes.FLOAT32
     w_dtype: DType = dtypes.FLOAT32
     y_dtype: DType = dtypes.FLOAT32
@@ -81,7 +94,7 @@ class ConvProblem:
             self.dilation,
         )
         object.__setattr__(self, "output", tuple(extents))
-        # A problem is hashed at every call (plans are cached by it): pay for its 23 fields once.
+        # A problem is hashed at every call (plans are cached by it): pay for its many fields once.
         object.__setattr__(self, "_hash", hash(tuple(getattr(self, f) for f in _HASHED)))
 
     def __hash__(self) -> int:
@@ -108,14 +121,32 @@ class ConvProblem:
         return (self.batch, self.out_channels, *self.output)
 
     @property
+    def roles(self) -> tuple[str, str, str]:
+        """Which of x, w and y are the first operand, the second, and the result."""
+        return ROLES[self.operation]
+
+    def shape_of(self, role: str) -> Extents:
+        """The shape of "x", "w" or "y", channels first."""
+        return {"x": self.x_shape, "w": self.w_shape, "y": self.y_shape}[role]
+
+    def dtype_of(self, role: str) -> DType:
+        """The dtype of "x", "w" or "y"."""
+        return {"x": self.x_dtype, "w": self.w_dtype, "y": self.y_dtype}[role]
+
+    @property
     def result_shape(self) -> Extents:
         """The shape of what the operation computes, channels first."""
-        return {"fprop": self.y_shape, "dgrad": self.x_shape, "wgrad": self.w_shape}[self.operation]
+        return self.shape_of(self.roles[2])
 
     @property
     def result_dtype(self) -> DType:
         """The dtype of what the operation computes."""
-        return {"fprop": self.y_dtype, "dgrad": self.x_dtype, "wgrad": self.w_dtype}[self.operation]
+        return self.dtype_of(self.roles[2])
+
+    @property
+    def bias_channels(self) -> int:
+        """How many elements a bias has: one per channel of the result."""
+        return self.in_channels if self.operation == "dgrad" else self.out_channels
 
     @property
     def group_in_channels(self) -> int:
@@ -165,14 +196,14 @@ class ConvProblem:
             math.prod(self.x_shape) * self.x_dtype.itemsize
             + math.prod(self.w_shape) * self.w_dtype.itemsize
             + math.prod(self.y_shape) * self.y_dtype.itemsize
-            + (self.out_channels * self.bias.itemsize if self.bias else 0)
+            + (self.bias_channels * self.bias.itemsize if self.bias else 0)
         )
 
     def __str__(self) -> str:
         layout = LAYOUTS[self.ndim][self.channels_last]
         text = (
-            f"{self.operation} {self.ndim}-D {layout} {self.y_dtype}"
-            f" x{_brackets(self.x_shape)} w{_brackets(self.w_shape)} -> y{_brackets(self.y_shape)}"
+            f"{self.operation} {self.ndim}-D {layout} {self.result_dtype}"
+            f" {self._named(0)} {self._named(1)} -> {self._named(2)}"
         )
         if any(s != 1 for s in self.stride):
             text += f" stride={_short(self.stride)}"
@@ -188,11 +219,18 @@ class ConvProblem:
             text += " bias"
         if self.flip:
             text += " flipped"
-        if self.accumulator != self.y_dtype:
+        if self.conjugate and self.accumulator.is_complex:
+            text += " conjugate"
+        if self.accumulator != self.result_dtype:
             text += f" accumulate={self.accumulator}"
         if self.precision != "ieee":
             text += f" precision={self.precision}"
         return text
+
+    def _named(self, operand: int) -> str:
+        role = self.roles[operand]
+        gradient = self.operation != "fprop" and (role == "y" or operand == 2)
+        return ("d" if gradient else "") + role + _brackets(self.shape_of(role))
 
 
 _HASHED = tuple(f for f in ConvProblem.__dataclass_fields__ if f != "output")
@@ -234,14 +272,19 @@ def describe(
     bias: Any = None,
     flip: bool = False,
     channels_last: bool | None = None,
+    operation: Operation = "fprop",
+    conjugate: bool = True,
+    names: tuple[str, str] = ("x", "w"),
 ) -> ConvProblem:
-    """Validate what the caller of `function` asked and normalise it to a forward problem.
+    """Validate what the caller of `function` asked and normalise it to a problem.
 
-    `channels_last` is the memory order of x where it is not the one that `layout` names; `bias` is
-    the bias's dtype, or True for the result's own.
+    The shapes are the forward convolution's; `x_dtype` and `w_dtype` are those of the first and the
+    second array that `operation` reads (``ROLES``). `names` are the function's words for the two
+    shapes. `channels_last` is the memory order of the images where it is not the one that `layout`
+    names; `bias` is the bias's dtype, or True for the result's own.
     Every error names `function` and the argument, what came, and what would do.
     """
-    check = _Check(function, ndim)
+    check = _Check(function, ndim, names)
     layout = check.layout(layout)
     batch, channels, extents, batched = check.x_shape(x_shape, layout)
     out_channels, group_channels, filter_extents = check.w_shape(w_shape)
@@ -253,8 +296,14 @@ def describe(
     padding_mode = check.choice("padding_mode", padding_mode, PADDING_MODES)
     check.boundary(padding_mode, extents, pads)
     check.output(extents, filter_extents, stride, pads, dilation)
-    x_type, w_type = check.dtype("x", x_dtype), check.dtype("w", w_dtype)
-    y_type, accumulator = check.result_dtype(x_type, w_type, dtype)
+    check.choice("operation", operation, tuple(ROLES))
+    roles = ROLES[operation]
+    first, second = (
+        check.dtype("grad_output" if role == "y" else role, given)
+        for role, given in zip(roles, (x_dtype, w_dtype), strict=False)
+    )
+    result, accumulator = check.result_dtype(first, second, dtype)
+    types = dict(zip(roles, (first, second, result), strict=True))
     if workspace_limit is not None:
         workspace_limit = check.integer("workspace_limit", workspace_limit, minimum=0)
     return ConvProblem(
@@ -269,12 +318,118 @@ def describe(
         pad_lo=tuple(lo for lo, _ in pads),
         pad_hi=tuple(hi for _, hi in pads),
         padding_mode=padding_mode,
+        operation=operation,
         flip=flip,
-        x_dtype=x_type,
-        w_dtype=w_type,
-        y_dtype=y_type,
+        conjugate=conjugate and operation != "fprop",
+        x_dtype=types["x"],
+        w_dtype=types["w"],
+        y_dtype=types["y"],
         accumulator=accumulator,
-        bias=None if bias is None else check.bias_dtype(bias, y_type, accumulator),
+        bias=None if bias is None else check.bias_dtype(bias, result, accumulator),
+        precision=check.choice("precision", precision, PRECISIONS),
+        workspace_limit=workspace_limit,
+        layout=layout,
+        channels_last=layout.endswith("C") if channels_last is None else channels_last,
+        batched=batched,
+    )
+
+
+def describe_transpose(
+    function: str,
+    ndim: int,
+    x_shape: tuple[int, ...],
+    w_shape: tuple[int, ...],
+    x_dtype: Any,
+    w_dtype: Any,
+    *,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    dilation: Any = 1,
+    groups: Any = 1,
+    layout: Any = None,
+    dtype: Any = None,
+    precision: Any = "ieee",
+    workspace_limit: Any = None,
+    bias: Any = None,
+    channels_last: bool | None = None,
+) -> ConvProblem:
+    """The transposed convolution of x under w, (C, K/groups, spatial...), as a dgrad problem.
+
+    It is the adjoint of the forward convolution that has these options and gives a result of x's
+    extents: the result is that one's input. `output_padding` says which of the inputs with such a
+    result, where a stride leaves several.
+    """
+    check = _Check(function, ndim, ("x", "w"), transposed=True)
+    layout = check.layout(layout)
+    batch, channels, extents, batched = check.x_shape(x_shape, layout)
+    w_channels, group_out, filters = check.w_shape(w_shape)
+    groups = check.integer("groups", groups, minimum=1)
+    if channels != w_channels:
+        raise check.value_error(
+            f"x has {channels} channels but w {tuple(w_shape)} takes {w_channels}; w is "
+            f"(C, K/groups, ...) here"
+        )
+    if channels % groups:
+        raise check.value_error(f"x has {channels} channels, which groups={groups} does not divide")
+    stride = check.per_axis("stride", stride)
+    dilation = check.per_axis("dilation", dilation)
+    extra = check.per_axis("output_padding", output_padding, minimum=0)
+    for axis, e, s, d in zip(AXIS_NAMES[ndim], extra, stride, dilation, strict=True):
+        if e and e >= max(s, d):
+            raise check.value_error(
+                f"output_padding is less than stride or dilation; got {e} along {axis}, where "
+                f"stride is {s} and dilation {d}"
+            )
+    same = padding in ("same", "same_lower")
+    if same and any(extra):
+        raise check.value_error(
+            f"padding={padding!r} makes the result stride times as large as x, which leaves no "
+            f"output_padding to choose; got output_padding={output_padding!r}"
+        )
+    results = tuple(n * s for n, s in zip(extents, stride, strict=True))
+    pads = check.padding(padding, results, filters, stride, dilation)
+    if not same:
+        results = tuple(
+            (n - 1) * s - lo - hi + d * (f - 1) + e + 1
+            for n, s, (lo, hi), d, f, e in zip(
+                extents, stride, pads, dilation, filters, extra, strict=True
+            )
+        )
+        for axis, n, s, (lo, hi), d, f, e, out in zip(
+            AXIS_NAMES[ndim], extents, stride, pads, dilation, filters, extra, results, strict=True
+        ):
+            if out < 1:
+                raise check.value_error(
+                    f"the output would be empty along {axis}: (in - 1)*stride - pad_lo - pad_hi + "
+                    f"dilation*(filter-1) + output_padding + 1 = ({n} - 1)*{s} - {lo} - {hi} + "
+                    f"{d}*({f}-1) + {e} + 1 = {out}; less padding would do"
+                )
+    x_type, w_type = check.dtype("x", x_dtype), check.dtype("w", w_dtype)
+    result, accumulator = check.result_dtype(x_type, w_type, dtype)
+    if workspace_limit is not None:
+        workspace_limit = check.integer("workspace_limit", workspace_limit, minimum=0)
+    return ConvProblem(
+        input=results,
+        filter=filters,
+        batch=batch,
+        in_channels=group_out * groups,
+        out_channels=channels,
+        groups=groups,
+        stride=stride,
+        dilation=dilation,
+        pad_lo=tuple(lo for lo, _ in pads),
+        # Where the extra output is a stride or more, the forward convolution would take one window
+        # more than x has elements: what lies at the end is no part of its input.
+        pad_hi=tuple(
+            hi - max(e - s + 1, 0) for (_, hi), e, s in zip(pads, extra, stride, strict=True)
+        ),
+        operation="dgrad",
+        x_dtype=result,
+        w_dtype=w_type,
+        y_dtype=x_type,
+        accumulator=accumulator,
+        bias=None if bias is None else check.bias_dtype(bias, result, accumulator),
         precision=check.choice("precision", precision, PRECISIONS),
         workspace_limit=workspace_limit,
         layout=layout,
@@ -307,9 +462,21 @@ def freeze(function: str, name: str, value: Any) -> Any:
 class _Check:
     """The argument checks of one public function, each ending in a value or a clear error."""
 
-    def __init__(self, function: str, ndim: int) -> None:
+    def __init__(
+        self,
+        function: str,
+        ndim: int,
+        names: tuple[str, str] = ("x", "w"),
+        transposed: bool = False,
+    ) -> None:
         self.function = function
         self.ndim = ndim
+        self.x, self.w = names
+        self.filters = "(C, K/groups, " if transposed else "(K, C/groups, "
+
+    @staticmethod
+    def _is(name: str, values: Extents) -> str:
+        return f"{name} is {values}" if name.endswith("shape") else f"{name} has shape {values}"
 
     def value_error(self, text: str) -> ValueError:
         return ValueError(f"{self.function}: {text}")
@@ -327,14 +494,15 @@ class _Check:
         return layouts[0] if layout is None else str(self.choice("layout", layout, layouts))
 
     def shape(self, name: str, shape: Sequence[int]) -> Extents:
-        values = tuple(self.integer(f"{name}'s shape", n, minimum=0) for n in shape)
+        whole = name if name.endswith("shape") else f"{name}'s shape"
+        values = tuple(self.integer(whole, n, minimum=0) for n in shape)
         return values
 
     def x_shape(self, shape: Sequence[int], layout: str) -> tuple[int, int, Extents, bool]:
-        values = self.shape("x", shape)
+        values = self.shape(self.x, shape)
         if len(values) not in (self.ndim + 1, self.ndim + 2):
             raise self.value_error(
-                f"x has shape {values}, {len(values)}-D; it takes ({', '.join(layout)}), or "
+                f"{self._is(self.x, values)}, {len(values)}-D; it takes ({', '.join(layout)}), or "
                 f"({', '.join(layout[1:])}) for one without a batch"
             )
         batched = len(values) == self.ndim + 2
@@ -344,14 +512,14 @@ class _Check:
         return batch, rest[0], rest[1:], batched
 
     def w_shape(self, shape: Sequence[int]) -> tuple[int, int, Extents]:
-        values = self.shape("w", shape)
+        values = self.shape(self.w, shape)
         if len(values) != self.ndim + 2:
             letters = ", ".join("TRS"[3 - self.ndim :]) if self.ndim > 1 else "S"
             raise self.value_error(
-                f"w has shape {values}, {len(values)}-D; it takes (K, C/groups, {letters})"
+                f"{self._is(self.w, values)}, {len(values)}-D; it takes {self.filters}{letters})"
             )
         if 0 in values[2:]:
-            raise self.value_error(f"w has shape {values}; a filter's extents are at least 1")
+            raise self.value_error(f"{self._is(self.w, values)}; a filter's extents are at least 1")
         return values[0], values[1], values[2:]
 
     def channels(
@@ -359,12 +527,14 @@ class _Check:
     ) -> None:
         if channels != group_channels * groups:
             raise self.value_error(
-                f"x has {channels} channels but w {tuple(w_shape)} with groups={groups} "
+                f"{self.x} has {channels} channels but {self.w} {tuple(w_shape)} with "
+                f"groups={groups} "
                 f"needs {group_channels * groups}"
             )
         if out_channels % groups:
             raise self.value_error(
-                f"w {tuple(w_shape)} has {out_channels} output channels, which groups={groups} "
+                f"{self.w} {tuple(w_shape)} has {out_channels} output channels, which "
+                f"groups={groups} "
                 f"does not divide"
             )
 
@@ -379,14 +549,14 @@ class _Check:
             raise self.value_error(f"{name} is at least {minimum}; got {number}")
         return number
 
-    def per_axis(self, name: str, value: Any) -> Extents:
+    def per_axis(self, name: str, value: Any, minimum: int = 1) -> Extents:
         if not isinstance(value, tuple):
-            return (self.integer(name, value, minimum=1),) * self.ndim
+            return (self.integer(name, value, minimum=minimum),) * self.ndim
         if len(value) != self.ndim:
             raise self.value_error(
                 f"{name} takes one integer, or {self.ndim} for the axes {self.axes}; got {value!r}"
             )
-        return tuple(self.integer(name, v, minimum=1) for v in value)
+        return tuple(self.integer(name, v, minimum=minimum) for v in value)
 
     @property
     def axes(self) -> str:

@@ -220,21 +220,31 @@ def in_memory_order(array: HostArray, memory: str, channel_axis: int) -> HostArr
 def expected(
     problem: ConvProblem, x: HostArray, w: HostArray, bias: HostArray | None = None
 ) -> tuple[HostArray, HostArray]:
-    """The wide reference result and the sum of magnitudes, channels first with a batch."""
-    from gpuconv.execute import channels_first
+    """The wide reference result and the sum of magnitudes, channels first with a batch.
 
-    x = channels_first(x, problem.layout.endswith("C"), problem.batched)
-    y = reference.forward(problem, x, w, bias)
+    `x` and `w` are the operation's first and second array (dy and w of dgrad, x and dy of wgrad).
+    """
+    x, w = (_first(problem, role, a) for role, a in zip(problem.roles, (x, w), strict=False))
+    y = reference.compute(problem, x, w, bias)
     if problem.accumulator.is_exact:
         return y, np.zeros_like(y)
     wide = dtypes.COMPLEX128 if problem.accumulator.is_complex else dtypes.FLOAT64
-    magnitudes = reference.forward(
+    magnitudes = reference.compute(
         replace(problem, x_dtype=wide, w_dtype=wide, y_dtype=wide, accumulator=wide),
         np.abs(x.astype(wide.numpy)),
         np.abs(w.astype(wide.numpy)),
         None if bias is None else np.abs(bias.astype(wide.numpy)),
     )
     return y, magnitudes.real
+
+
+def _first(problem: ConvProblem, role: str, array: HostArray) -> HostArray:
+    """x, w or y as written by the caller, channels first."""
+    from gpuconv.execute import channels_first
+
+    if role == "w":
+        return array
+    return channels_first(array, problem.layout.endswith("C"), problem.batched)  # type: ignore[no-any-return]
 
 
 def error_bound(
@@ -262,10 +272,8 @@ def assert_close(
 
     Integers and bool, and every dtype where `exact` says that no sum rounds, compare exactly.
     """
-    from gpuconv.execute import channels_first
-
     y_ref, magnitudes = expected(problem, x, w, bias)
-    y = channels_first(np.asarray(y), problem.layout.endswith("C"), problem.batched)
+    y = _first(problem, problem.roles[2], np.asarray(y))
     assert y.shape == y_ref.shape, f"{problem}: shape {y.shape}, not {y_ref.shape}"
     assert dtypes.of(y.dtype) is problem.result_dtype, f"{problem}: dtype {y.dtype}"
     if exact or problem.result_dtype.is_exact:

@@ -46,3 +46,37 @@ __device__ __forceinline__ Index source_index(Index i, Index extent, int mode) {
     const Index j = modulo(i, 2 * extent - 2);
     return j < extent ? j : 2 * extent - 2 - j;
 }
+
+// The positions from -lo to `last` that read element i along an axis, which a gradient comes back
+// from: i, i + period, i - period, ..., and where the boundary mirrors, the images of those.
+//     for (Index j = r.first; j <= r.last; j = r.next(j)) ...
+template <class Index>
+struct Readers {
+    Index first, second, period, last;  // `second` starts the images: the larger of the two, or none
+
+    __device__ __forceinline__ Index next(Index j) const {
+        // The two series alternate: from first's to second's and on to first's next.
+        const Index gap = second - first;
+        if (gap == 0) return j + period;
+        return (j - first) % period == 0 ? j + gap : j + period - gap;
+    }
+};
+
+template <class Index>
+__device__ __forceinline__ Readers<Index> readers(Index i, Index extent, Index lo, Index last,
+                                                  int mode) {
+    if (mode == BOUNDARY_ZEROS) return {i, i, 1, i};
+    if (mode == BOUNDARY_REPLICATE || (mode == BOUNDARY_REFLECT && extent == 1)) {
+        const Index first = i == 0 ? -lo : i;
+        return {first, first, 1, i == extent - 1 ? last : i};
+    }
+    const Index period = mode == BOUNDARY_CIRCULAR    ? extent
+                         : mode == BOUNDARY_SYMMETRIC ? 2 * extent
+                                                      : 2 * extent - 2;
+    const Index image = mode == BOUNDARY_CIRCULAR    ? i
+                        : mode == BOUNDARY_SYMMETRIC ? 2 * extent - 1 - i
+                                                     : period - i;
+    const Index a = i - (i + lo) / period * period;          // the first of each series
+    const Index b = image - (image + lo) / period * period;  // that is not before -lo
+    return a <= b ? Readers<Index>{a, b, period, last} : Readers<Index>{b, a, period, last};
+}

@@ -158,6 +158,15 @@ __device__ __forceinline__ T add(T a, T b) {
     }
 }
 
+// The complex conjugate of `value` where `on`; real numbers are their own.
+template <class T>
+__device__ __forceinline__ T conjugate_if(T value, bool on) {
+    if constexpr (is_complex<T>) {
+        if (on) value.im = -value.im;
+    }
+    return value;
+}
+
 // sum + a*b. Floating types are fused by name, not by the compiler's choice: every variant of a
 // kernel rounds alike.
 template <class T>

@@ -132,7 +132,7 @@ class _StandIn:
 def contiguous(problem: ConvProblem) -> Layout:
     """The layout of the arrays that a plan expects: contiguous, and allocated as CuPy does."""
     last = problem.channels_last
-    bias = _StandIn((problem.out_channels,), problem.bias) if problem.bias else None
+    bias = _StandIn((problem.bias_channels,), problem.bias) if problem.bias else None
     return Layout(
         _StandIn(problem.x_shape, problem.x_dtype, last),
         _StandIn(problem.w_shape, problem.w_dtype),
@@ -233,7 +233,7 @@ def index_type(problem: ConvProblem, layout: Layout, items: int = 0) -> str:
         _span(x_shape, layout.x),
         _span(problem.w_shape, layout.w),
         _span(y_shape, layout.y),
-        abs(layout.bias_stride) * problem.out_channels,
+        abs(layout.bias_stride) * problem.bias_channels,
         items,
     )
     for extent, filter, stride, dilation, lo, hi in zip(

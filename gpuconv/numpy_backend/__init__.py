@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from importlib import import_module
 from typing import Any, cast
@@ -16,7 +17,10 @@ from gpuconv.dtypes import DType
 from gpuconv.numpy_backend.device import Cpu, cpu
 from gpuconv.plan import Algorithm
 
-_NAMES = ("im2col", "direct")
+_NAMES = (
+    "pointwise", "winograd", "im2col", "direct", "depthwise", "filter2d", "separable", "fft",
+    "wgrad_gemm", "wgrad_depthwise",
+)  # fmt: skip
 
 
 @lru_cache(maxsize=1)
@@ -28,6 +32,11 @@ def algorithms() -> tuple[Algorithm, ...]:
 def device(place: str = "cpu") -> Cpu:
     """The CPU; arrays of another device (`place`) are brought to it."""
     return cpu()
+
+
+def active(device: Cpu) -> AbstractContextManager[None]:
+    """What a call on `device` runs inside of."""
+    return nullcontext()
 
 
 def take(array: Any, library: Library, device: Cpu) -> HostArray:

@@ -2,6 +2,8 @@
 
 The output is computed in chunks whose temporaries stay under 64 KiB: one image, one output channel,
 a few positions along the last axis at a time, adding one product per filter tap and input channel.
+The gradients go the same way: dgrad adds each product to the elements of dx that the window reads,
+wgrad sums the products of one tap over all images and positions.
 """
 
 from __future__ import annotations
@@ -10,24 +12,27 @@ import itertools
 import math
 
 import numpy as np
+import numpy.typing as npt
 
 from gpuconv.arrays import HostArray
 from gpuconv.numpy_backend.boundary import source_index
 from gpuconv.numpy_backend.device import Cpu
-from gpuconv.plan import No, Plan
+from gpuconv.plan import Plan
 from gpuconv.problem import ConvProblem
+
+OPERATIONS = ("fprop", "dgrad", "wgrad")
 
 _CHUNK = 1024  # positions at a time: three temporaries of at most 16 bytes an element
 
 
-def supports(problem: ConvProblem, device: Cpu) -> bool | No:
-    return problem.operation == "fprop" or No("computes fprop only")
+def supports(problem: ConvProblem, device: Cpu) -> bool:
+    return True
 
 
 def cost(problem: ConvProblem, device: Cpu) -> float:
     """Five NumPy calls per chunk, tap and channel, and each product a few nanoseconds."""
     rows = math.prod(problem.y_shape[:-1]) * math.ceil(problem.output[-1] / _CHUNK)
-    calls = rows * problem.reduction * 5
+    calls = rows * problem.group_in_channels * math.prod(problem.filter) * 5
     return calls * device.call_seconds + problem.flops * 1e-9
 
 
@@ -37,13 +42,21 @@ def workspace(problem: ConvProblem, device: Cpu) -> int:
 
 def run(plan: Plan, x: HostArray, w: HostArray, bias: HostArray | None, out: HostArray) -> None:
     problem = plan.problem
+    if problem.operation == "dgrad":
+        _input_gradient(problem, x, w, bias, out)
+    elif problem.operation == "wgrad":
+        _weight_gradient(problem, x, w, out)
+    else:
+        _forward(problem, x, w, bias, out)
+
+
+def _forward(
+    problem: ConvProblem, x: HostArray, w: HostArray, bias: HostArray | None, out: HostArray
+) -> None:
     wide = problem.accumulator.numpy
     if problem.flip:
         w = np.flip(w, tuple(range(2, w.ndim)))
-    index = [
-        source_index(n, lo, hi, problem.padding_mode)
-        for n, lo, hi in zip(problem.input, problem.pad_lo, problem.pad_hi, strict=True)
-    ]
+    index = _sources(problem)
     channels = range(problem.group_in_channels)
     taps = list(itertools.product(*map(range, problem.filter)))
     q_stride, q_dilation = problem.stride[-1], problem.dilation[-1]
@@ -68,3 +81,92 @@ def run(plan: Plan, x: HostArray, w: HostArray, bias: HostArray | None, out: Hos
                     values[~inside] = 0  # a pad's zero, whatever the element -1 read
                     total += values * w[(k, c, *tap)].astype(wide)
             out[(n, k, *outer, slice(q0, q0 + count))] = total
+
+
+def _input_gradient(
+    problem: ConvProblem, grad: HostArray, w: HostArray, bias: HostArray | None, out: HostArray
+) -> None:
+    wide = problem.accumulator.numpy
+    if problem.flip:
+        w = np.flip(w, tuple(range(2, w.ndim)))
+    *outer_index, last_index = _sources(problem)
+    stride, dilation, count = problem.stride[-1], problem.dilation[-1], problem.output[-1]
+    last_taps, outer_taps = range(problem.filter[-1]), problem.filter[:-1]
+    outer_axes = range(problem.ndim - 1)
+    for begin in range(0, problem.input[-1], _CHUNK):
+        end = min(begin + _CHUNK, problem.input[-1])
+        # The positions of dy, a chunk at a time, that meet this piece of dx in each tap.
+        hits = []
+        for s in last_taps:
+            for q0 in range(0, count, _CHUNK):
+                start, q1 = q0 * stride + s * dilation, min(q0 + _CHUNK, count)
+                columns = last_index[start : start + (q1 - q0 - 1) * stride + 1 : stride]
+                met = np.flatnonzero((columns >= begin) & (columns < end))
+                if len(met):
+                    hits.append((s, met + q0, columns[met] - begin))
+        for n, c, *outer in np.ndindex(grad.shape[0], *problem.x_shape[1:-1]):
+            group, channel = divmod(c, problem.group_in_channels)
+            total = np.zeros(end - begin, wide)
+            if bias is not None:
+                total += bias[c].astype(wide)
+            for tap in np.ndindex(outer_taps):
+                rows = [
+                    [
+                        p
+                        for p in range(problem.output[a])
+                        if outer_index[a][p * problem.stride[a] + tap[a] * problem.dilation[a]]
+                        == outer[a]
+                    ]
+                    for a in outer_axes
+                ]
+                for row in itertools.product(*rows):
+                    for k in range(problem.group_out_channels):
+                        k += group * problem.group_out_channels
+                        for s, positions, home in hits:
+                            weight = w[(k, channel, *tap, s)].astype(wide)
+                            if problem.conjugate:
+                                weight = weight.conj()
+                            values = grad[(n, k, *row)][positions].astype(wide) * weight
+                            if problem.padding_mode == "zeros":
+                                total[home] += values
+                            else:  # one element may be read in several places
+                                np.add.at(total, home, values)
+            out[(n, c, *outer, slice(begin, end))] = total
+
+
+def _weight_gradient(problem: ConvProblem, x: HostArray, grad: HostArray, out: HostArray) -> None:
+    wide = problem.accumulator.numpy
+    if problem.flip:
+        out = np.flip(out, tuple(range(2, out.ndim)))
+    index = _sources(problem)
+    stride, dilation = problem.stride, problem.dilation
+    for k, channel, *tap in np.ndindex(*problem.w_shape):
+        c = k // problem.group_out_channels * problem.group_in_channels + channel
+        total = np.zeros((), wide)
+        for n, *outer in np.ndindex(x.shape[0], *problem.output[:-1]):
+            rows = [
+                index[axis][p * stride[axis] + r * dilation[axis]]
+                for axis, (p, r) in enumerate(zip(outer, tap[:-1], strict=True))
+            ]
+            for q0 in range(0, problem.output[-1], _CHUNK):
+                count = min(_CHUNK, problem.output[-1] - q0)
+                start = q0 * stride[-1] + tap[-1] * dilation[-1]
+                columns = index[-1][start : start + (count - 1) * stride[-1] + 1 : stride[-1]]
+                inside = (columns >= 0) & (-1 not in rows)
+                values = np.zeros(count, wide)
+                if inside.any():
+                    values[...] = x[(n, c, *rows)][columns]
+                    values[~inside] = 0
+                if problem.conjugate:
+                    values = values.conj()
+                values *= grad[(n, k, *outer, slice(q0, q0 + count))].astype(wide)
+                total += values.sum()
+        out[(k, channel, *tap)] = total
+
+
+def _sources(problem: ConvProblem) -> list[npt.NDArray[np.intp]]:
+    """For each axis the element of x behind every padded position."""
+    return [
+        source_index(n, lo, hi, problem.padding_mode)
+        for n, lo, hi in zip(problem.input, problem.pad_lo, problem.pad_hi, strict=True)
+    ]

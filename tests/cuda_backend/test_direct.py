@@ -41,7 +41,7 @@ def test_tiles_of_channels_and_the_grid_stride_loop(
 def test_variants_hold_whatever_a_problem_asks_for(
     cuda_device: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    listed = {launch.freeze(macros) for _, macros in direct.variants()}
+    listed = {launch.freeze(macros) for _, macros in direct.forward_variants()}
     asked = set()
     for threads in (0, 1 << 40):
         monkeypatch.setattr(direct, "_THREADS_PER_SM", threads)
@@ -62,11 +62,3 @@ def test_it_serves_every_pair_of_types(cuda_device: Any) -> None:
                 assert {x.kind, w.kind} == {"u", "i"}
                 continue
             assert any(c.algorithm == "direct" and c.cost for c in plan.candidates)
-
-
-def test_it_refuses_what_is_no_forward_convolution(cuda_device: Any) -> None:
-    import dataclasses
-
-    problem = dataclasses.replace(random_case(0).problem(), operation="wgrad")
-    with pytest.raises(ValueError, match="computes fprop only, not wgrad"):
-        choose("test", problem, "cuda", cuda_device, "direct")
