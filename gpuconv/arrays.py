@@ -234,9 +234,7 @@ def library_of(function: str, name: str, x: Any) -> Library:
 
 
 def same_library(function: str, arrays: dict[str, Any]) -> tuple[Library, str]:
-    """The one library and device of all of `arrays`; TypeError names two that differ.
-
-    """
+    """The one library and device of all of `arrays`; TypeError names two that differ."""
     first: tuple[str, Library, str] | None = None
     for name, array in arrays.items():
         library = library_of(function, name, array)

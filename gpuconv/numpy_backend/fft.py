@@ -148,10 +148,14 @@ def _tiling(
     slow = 1.5 if each * together > _CACHED else 1.0
     transform = elements * _PASS * slow * passes * max(math.log2(elements), 8) / 16
     shares = -(-problem.group_out_channels // outs)
-    seconds = tiles * groups * (
-        shares * ins * transform
-        + problem.group_out_channels * (transform + ins * elements * _MULTIPLY * slow)
-        + shares * _CALL / together
+    seconds = (
+        tiles
+        * groups
+        * (
+            shares * ins * transform
+            + problem.group_out_channels * (transform + ins * elements * _MULTIPLY * slow)
+            + shares * _CALL / together
+        )
     )
     setup = problem.out_channels * ins * (transform + _CALL / together / 2)
     scratch = together * each

@@ -161,9 +161,7 @@ def test_integers_are_exact(name, x_type, w_type):
     if name == "separable":
         w = testing.random_array(rng, (2, 1, 5, 5), w_type, integers=True)
         w = w[..., :1, :] * w[..., :, :1]
-    problem = describe(
-        "test", 2, x.shape, w.shape, x_type, w_type, groups=2, padding=2, bias=True
-    )
+    problem = describe("test", 2, x.shape, w.shape, x_type, w_type, groups=2, padding=2, bias=True)
     bias = testing.random_array(rng, (2,), str(problem.y_dtype))
     testing.assert_close(problem, force(name, problem, x, w, bias), x, w, bias)
 

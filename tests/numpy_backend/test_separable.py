@@ -80,9 +80,7 @@ def test_within_the_direct_sums_bound(name, dtype, stride):
     x = rng.standard_normal((2, 1, 120, 140)).astype(dtype)
     for size, sigma in [(5, 1.0), (9, 2.0), (31, 5.0)]:
         w = gaussian(size, sigma, dtype)
-        problem = describe(
-            "test", 2, x.shape, w.shape, dtype, dtype, padding="full", stride=stride
-        )
+        problem = describe("test", 2, x.shape, w.shape, dtype, dtype, padding="full", stride=stride)
         y = gpuconv.conv2d(x, w, padding="full", stride=stride, algorithm=name)
         testing.assert_close(problem, y, x, w)
 
