@@ -13,17 +13,22 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from gpuconv import arrays, dtypes
+from gpuconv.arrays import HostArray
+from gpuconv.dtypes import DType
 from gpuconv.execute import NOT_GIVEN, Operands
 from gpuconv.problem import PaddingMode
-from gpuconv.spatial import Windows
+from gpuconv.spatial import Windows, array_like
 
 Modes = str | Sequence[str]
+Shape = tuple[int, ...]
 
 _MODES: dict[str, PaddingMode] = {
     "reflect": "symmetric", "grid-mirror": "symmetric", "mirror": "reflect",
@@ -165,11 +170,10 @@ def gaussian_filter1d(
     >>> ndimage.gaussian_filter1d([1.0, 2.0, 3.0, 4.0, 5.0], 1).round(3)
     array([1.427, 2.068, 3.   , 3.932, 4.573])
     """
-    reach = int(truncate * float(sigma) + 0.5) if radius is None else radius
-    if not isinstance(reach, (int, np.integer)) or reach < 0:
-        raise ValueError(f"gaussian_filter1d: Radius must be a nonnegative integer; got {reach!r}")
-    weights = _gaussian(float(sigma), order, int(reach))[::-1]
-    return correlate1d(input, weights, axis, output, mode, cval)
+    call = _Call("gaussian_filter1d", input, output)
+    weights = _gaussian("gaussian_filter1d", float(sigma), order, truncate, radius)
+    step = _Pass(weights, (call.axis(axis),), _mode(call.function, mode))
+    return call.finish(call.in_turn([step], cval))
 
 
 def gaussian_filter(
@@ -195,15 +199,9 @@ def gaussian_filter(
            [0.33, 0.34, 0.33],
            [0.17, 0.33, 0.5 ]])
     """
-    per_axis = _PerAxis("gaussian_filter", input, axes)
-    steps = [
-        lambda x, out, axis=axis, s=s, o=o, m=m, r=r: gaussian_filter1d(
-            x, s, axis, o, out, m, cval, truncate, radius=r
-        )
-        for axis, s, o, m, r in per_axis.each(sigma, order, mode, radius)
-        if s > 1e-15
-    ]
-    return per_axis.in_turn(steps, output)
+    call = _Call("gaussian_filter", input, output)
+    passes = _gaussians(call, sigma, order, mode, truncate, radius, axes)
+    return call.finish(call.in_turn(passes, cval))
 
 
 def uniform_filter1d(
@@ -223,14 +221,9 @@ def uniform_filter1d(
     >>> ndimage.uniform_filter1d([2, 8, 0, 4, 1, 9, 9, 0], size=3)
     array([4, 3, 4, 1, 4, 6, 6, 3])
     """
-    if size < 1:
-        raise RuntimeError(f"uniform_filter1d: incorrect filter size; got {size}")
-    if not 0 <= size // 2 + origin < size:
-        raise ValueError(f"uniform_filter1d: invalid origin; got {origin} for size {size}")
-    weights = np.full(size, 1.0)
-    return _one_axis(
-        "uniform_filter1d", input, weights, axis, output, mode, cval, origin, flip=False, mean=True
-    )
+    call = _Call("uniform_filter1d", input, output)
+    step = _mean(call.function, size, call.axis(axis), mode, origin)
+    return call.finish(call.in_turn([step], cval))
 
 
 def uniform_filter(
@@ -254,13 +247,13 @@ def uniform_filter(
            [3, 3, 3],
            [1, 3, 5]])
     """
-    per_axis = _PerAxis("uniform_filter", input, axes)
-    steps = [
-        lambda x, out, axis=axis, n=n, o=o, m=m: uniform_filter1d(x, int(n), axis, out, m, cval, o)
-        for axis, n, o, m in per_axis.each(size, origin, mode)
+    call = _Call("uniform_filter", input, output)
+    passes = [
+        _mean(call.function, int(n), axis, m, o)
+        for axis, n, o, m in call.per_axis(axes, size, origin, mode)
         if n > 1
     ]
-    return per_axis.in_turn(steps, output)
+    return call.finish(call.in_turn(passes, cval))
 
 
 def sobel(
@@ -277,7 +270,7 @@ def sobel(
            [4, 8, 4],
            [4, 8, 4]])
     """
-    return _slope("sobel", input, axis, output, mode, cval, [1, 2, 1])
+    return _slope("sobel", input, axis, output, mode, cval, _HAT)
 
 
 def prewitt(
@@ -294,7 +287,7 @@ def prewitt(
            [3, 6, 3],
            [3, 6, 3]])
     """
-    return _slope("prewitt", input, axis, output, mode, cval, [1, 1, 1])
+    return _slope("prewitt", input, axis, output, mode, cval, _BOX)
 
 
 def laplace(
@@ -313,11 +306,11 @@ def laplace(
     >>> ndimage.laplace([0, 0, 1, 0, 0])
     array([ 0,  1, -2,  1,  0])
     """
-
-    def second(x: Any, axis: int, out: Any, mode: str, cval: Any) -> Any:
-        return correlate1d(x, [1, -2, 1], axis, out, mode, cval)
-
-    return generic_laplace(input, second, output, mode, cval, axes=axes)
+    call = _Call("laplace", input, output)
+    passes = [
+        _Pass(_SECOND, (axis,), _mode(call.function, m)) for axis, m in call.per_axis(axes, mode)
+    ]
+    return call.finish(call.summed([[p] for p in call.crossed(passes, cval)], cval))
 
 
 def gaussian_laplace(
@@ -339,9 +332,8 @@ def gaussian_laplace(
     >>> ndimage.gaussian_laplace(np.eye(5)[2], 1).round(2)
     array([ 0.2,  0. , -0.4,  0. ,  0.2])
     """
-    return _of_gaussians(
-        "gaussian_laplace", generic_laplace, 2, input, sigma, output, mode, cval, axes, kwargs
-    )
+    call = _Call("gaussian_laplace", input, output)
+    return call.finish(call.summed(_derivatives(call, 2, sigma, mode, axes, kwargs), cval))
 
 
 def gaussian_gradient_magnitude(
@@ -356,6 +348,8 @@ def gaussian_gradient_magnitude(
 ) -> Any:
     """The length of the gradient by derivatives of a Gaussian; `kwargs` go to `gaussian_filter`.
 
+    Only `axes` are filtered, as in `gaussian_laplace`. (SciPy smooths along the others too.)
+
     Examples
     --------
     >>> import numpy as np
@@ -363,18 +357,9 @@ def gaussian_gradient_magnitude(
     >>> ndimage.gaussian_gradient_magnitude(np.eye(5)[2], 1).round(2)
     array([0.09, 0.24, 0.  , 0.24, 0.09])
     """
-    return _of_gaussians(
-        "gaussian_gradient_magnitude",
-        generic_gradient_magnitude,
-        1,
-        input,
-        sigma,
-        output,
-        mode,
-        cval,
-        axes,
-        kwargs,
-    )
+    call = _Call("gaussian_gradient_magnitude", input, output)
+    chains = _derivatives(call, 1, sigma, mode, axes, kwargs)
+    return call.finish(call.summed(chains, cval, length=True))
 
 
 def generic_laplace(
@@ -432,6 +417,12 @@ def generic_gradient_magnitude(
 
 # ---- what they share --------------------------------------------------------------------------
 
+_SLOPE, _SECOND = np.array([-1.0, 0.0, 1.0]), np.array([1.0, -2.0, 1.0])
+_MOST_FUSED_TAPS = 25
+_EXACT = 2**23  # whole numbers below it are exact in float32, and so is the cut of their quotients
+_BLOCK = 1 << 15  # elements
+_HAT, _BOX = np.array([1.0, 2.0, 1.0]), np.array([1.0, 1.0, 1.0])
+
 
 def _filter(
     function: str,
@@ -446,15 +437,23 @@ def _filter(
     flip: bool,
 ) -> Any:
     """`correlate` and `convolve`: one filter over `axes`."""
-    call = _Call(function, input, weights, output)
-    filtered = _axes(function, axes, call.x.ndim)
-    if call.w.ndim != len(filtered) or 0 in call.w.shape:
+    call = _Call(function, input, output, weights, cval)
+    filtered, shape = _axes(function, axes, call.ndim), tuple(call.w.shape)
+    if len(shape) != len(filtered) or 0 in shape:
         raise RuntimeError(
-            f"{function}: weights.ndim ({call.w.ndim}) must match len(axes) ({len(filtered)}), "
-            f"with no empty axis; got weights of shape {tuple(call.w.shape)}"
+            f"{function}: weights.ndim ({len(shape)}) must match len(axes) ({len(filtered)}), "
+            f"with no empty axis; got weights of shape {shape}"
         )
     origins = _one_each(function, origin, len(filtered))
-    return call.run(filtered, origins, mode, cval, flip)
+    if len(filtered) < call.ndim:  # SciPy's order: origins go with `axes`, weights do not
+        origins = [origin for _, origin in sorted(zip(filtered, origins, strict=True))]
+    padding_mode = _mode(function, mode)
+    if not filtered:
+        return call.finish(call.in_turn([], cval))
+    filtered = tuple(sorted(filtered))
+    return call.finish(
+        call.filter(call.x, call.w, filtered, origins, padding_mode, cval, flip=flip)
+    )
 
 
 def _one_axis(
@@ -468,25 +467,40 @@ def _one_axis(
     origin: int,
     *,
     flip: bool,
-    mean: bool = False,
 ) -> Any:
-    """One filter along one axis; with `mean` its sum is divided by its length."""
-    call = _Call(function, input, weights.tolist() if mean else weights, output)
+    """`correlate1d` and `convolve1d`: one filter along one axis."""
+    call = _Call(function, input, output, weights, cval)
     if call.w.ndim != 1 or call.w.shape[0] < 1:
         raise RuntimeError(f"{function}: no filter weights given; got shape {tuple(call.w.shape)}")
-    ndim = call.x.ndim
-    if not -ndim <= axis < ndim:
-        raise np.exceptions.AxisError(axis, ndim)
-    return call.run((axis % ndim,), [origin], mode, cval, flip, divisor=len(weights) if mean else 1)
+    axes = (call.axis(axis),)
+    return call.finish(
+        call.filter(call.x, call.w, axes, [origin], _mode(function, mode), cval, flip=flip)
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Pass:
+    """One filter of this module's own; its sum is divided by `divisor`."""
+
+    weights: HostArray  # with an axis for each of `axes`
+    axes: Shape
+    mode: PaddingMode
+    origins: Shape = (0,)
+    divisor: int = 1
 
 
 class _Call:
-    """One filter over one array, from the caller's arrays to theirs."""
+    """One call: the arrays taken in, filters over them, and the result handed out.
 
-    def __init__(self, function: str, input: Any, weights: Any, output: Any) -> None:
+    Between the passes of a call everything stays with the backend, in the output's type.
+    """
+
+    def __init__(
+        self, function: str, input: Any, output: Any, weights: Any = NOT_GIVEN, cval: Any = 0.0
+    ) -> None:
         self.function = function
-        input = _array(input)
-        own_weights = arrays.maybe_library(weights) is None
+        input = array_like(input)
+        own_weights = arrays.maybe_library(weights) is None  # a list, or this module's own
         is_array = output is not None and arrays.maybe_library(output) is not None
         operands = self.operands = Operands(
             function,
@@ -496,33 +510,38 @@ class _Call:
             names=("input", "weights", "output"),
         )
         self.x = operands.x
-        self.w = operands.adopt(np.asarray(weights)) if own_weights else operands.w
-        complex_ = any(dtypes.of(a.dtype).is_complex for a in (self.x, self.w))
-        self.dtype = self._output_dtype(output, is_array, complex_)
+        self.ndim = len(self.x.shape)
+        self.w: Any = operands.w
+        if own_weights and weights is not NOT_GIVEN:
+            self.w = np.asarray(weights)
+        x_type = dtypes.of(self.x.dtype)
+        complex_weights = self.w is not None and dtypes.of(self.w.dtype).is_complex
+        self.dtype = self._output_dtype(x_type, output, is_array, complex_weights)
+        operands.check_result(self.dtype)
         if is_array and tuple(output.shape) != tuple(self.x.shape):
             raise RuntimeError(
                 f"{function}: output shape not correct; got {tuple(output.shape)} for an input of "
                 f"shape {tuple(self.x.shape)}"
             )
-        # Floating inputs are summed in their own type, integers in float64.
-        x_type = dtypes.of(self.x.dtype)
-        work = dtypes.FLOAT64 if x_type.is_exact else x_type
-        if not self.dtype.is_exact:
-            work = dtypes.promote(work, self.dtype)
-        work = dtypes.accumulator(work)
-        w_type = dtypes.of(self.w.dtype)
-        self.weights_type = work if w_type.is_complex else _real(work)
-        self.work = work
-        self.flip_conjugates = w_type.is_complex
+        if np.iscomplexobj(cval) and not x_type.is_complex:
+            raise ValueError(
+                f"{function}: Cannot provide a complex-valued cval when the input is real; "
+                f"got {cval!r}"
+            )
 
-    def _output_dtype(self, output: Any, is_array: bool, complex_: bool) -> dtypes.DType:
-        x_type = dtypes.of(self.x.dtype)
-        wide = dtypes.promote(
-            dtypes.FLOAT64 if x_type.is_exact and x_type.itemsize > 2 else x_type, dtypes.COMPLEX64
-        )
+    def _output_dtype(
+        self, x_type: DType, output: Any, is_array: bool, complex_weights: bool
+    ) -> DType:
+        complex_ = x_type.is_complex or complex_weights
         if output is None:
-            return wide if complex_ else x_type
-        given = dtypes.of(self.operands.library.dtype(output) if is_array else output)
+            if not complex_:
+                return x_type
+            wide = dtypes.FLOAT64 if x_type.is_exact and x_type.itemsize > 2 else x_type
+            return dtypes.promote(wide, dtypes.COMPLEX64)
+        if is_array:
+            output = self.operands.library.dtype(output)
+        known = isinstance(output, (str, type, np.dtype))  # else another library's dtype
+        given = dtypes.of(output if known else str(output))
         if complex_ and not given.is_complex:
             if is_array or isinstance(output, str):
                 raise RuntimeError(f"{self.function}: output must have complex dtype; got {given}")
@@ -530,73 +549,225 @@ class _Call:
             return dtypes.promote(given, dtypes.COMPLEX64)
         return given
 
-    def run(
+    def axis(self, axis: int) -> int:
+        """`axis`, counted from the front."""
+        if not -self.ndim <= axis < self.ndim:
+            raise np.exceptions.AxisError(axis, self.ndim)
+        return axis % self.ndim
+
+    def per_axis(self, axes: Any, *options: Any) -> Iterator[tuple[Any, ...]]:
+        """(axis, its value of each option)."""
+        filtered = _axes(self.function, axes, self.ndim)
+        values = [_one_each(self.function, option, len(filtered)) for option in options]
+        return zip(filtered, *values, strict=True)
+
+    def filter(
         self,
-        axes: tuple[int, ...],
-        origins: Sequence[int],
-        mode: Any,
+        x: Any,
+        w: Any,
+        axes: Shape,
+        origins: Sequence[Any],
+        mode: PaddingMode,
         cval: Any,
-        flip: bool,
+        *,
+        flip: bool = False,
         divisor: int = 1,
     ) -> Any:
-        """The result, in `output` where that was given."""
-        x, ndim = self.x, self.x.ndim
-        w = self.w.astype(self.weights_type.numpy)
-        if self.flip_conjugates and not flip:  # a correlation conjugates
+        """x under the weights w, which have an axis for each of `axes`, in the output's type."""
+        single = _exact_in_float32(x, w, self.dtype, cval)
+        slide = _slide(
+            self.function, dtypes.of(x.dtype), dtypes.of(w.dtype), self.dtype, self.ndim, w.shape,
+            axes, tuple(map(operator.index, origins)), mode, flip, single,
+        )  # fmt: skip
+        w = w.astype(slide.weights_type.numpy).reshape(slide.weights_shape)
+        if slide.conjugate:
             w = w.conj()
-        pads = [(0, 0)] * ndim
-        for axis, origin, taps in zip(axes, origins, w.shape, strict=True):
-            before = taps // 2 + self._shift(origin, taps, flip)
-            pads[axis] = (before, taps - 1 - before)
-        exact = self.dtype.is_exact
-        if divisor != 1 and not exact:
-            w, divisor = w / self.weights_type.numpy.type(divisor), 1
-        windows = Windows(
-            self.function,
-            self.operands,
-            self.work if exact else self.dtype,
-            pads=tuple(pads),
-            stride=(1,) * ndim,
-            flip=flip,
-            padding_mode=_mode(self.function, mode),
-            fill=cval,
-            method="direct",
+        if divisor != 1 and not self.dtype.is_exact:
+            w, divisor = w / slide.weights_type.numpy.type(divisor), 1
+        if 0 in x.shape:
+            return x.astype(self.dtype.numpy)
+        with self.operands.active():
+            if isinstance(w, np.ndarray):  # a host's weights
+                w = self.operands.adopt(w)
+            y = slide.windows.run(self.operands, x, w, axes, cval)
+            return _truncated(y, self.dtype, divisor)
+
+    def in_turn(self, passes: Iterable[_Pass], cval: Any) -> Any:
+        """Pass after pass, each into the output's type, as SciPy's: integers round at every one."""
+        y = self.x
+        for p in self._fused(list(passes), cval):
+            y = self.filter(y, p.weights, p.axes, p.origins, p.mode, cval, divisor=p.divisor)
+        if y is self.x:  # no pass at all
+            with self.operands.active():
+                y = _truncated(y.copy(), self.dtype)
+        return y
+
+    def _fused(self, passes: list[_Pass], cval: Any) -> list[_Pass]:
+        """Two passes as one 2-D filter: the image is read and written once, not twice.
+
+        The NumPy backend's algorithms see that such a filter has rank 1 and still do the work of
+        two passes; on a GPU small filters alone are worth it. Integers round between passes, so
+        only whole weights will do, whose sums do not.
+        """
+        if len(passes) < 2 or self.dtype.is_complex or dtypes.of(self.x.dtype).is_complex:
+            return passes
+        *before, first, second = passes
+        both = first.weights.size * second.weights.size
+        if (
+            first.mode != second.mode
+            or (first.mode == "zeros" and cval)
+            or min(first.weights.size, second.weights.size) < 2
+            or (self.operands.backend != "numpy" and both > _MOST_FUSED_TAPS)
+            or (self.dtype.is_exact and not self._sums_are_whole(first, second))
+        ):
+            return passes
+        if first.axes > second.axes:
+            first, second = second, first
+        fused = _Pass(
+            np.multiply.outer(first.weights, second.weights),
+            first.axes + second.axes,
+            first.mode,
+            first.origins + second.origins,
+            first.divisor * second.divisor,
         )
-        order = sorted(range(len(axes)), key=lambda i: axes[i])
-        shape = [1] * ndim
-        for axis, taps in zip(axes, w.shape, strict=True):
-            shape[axis] = taps
-        w = w.transpose(order).reshape(shape)
-        y = x if 0 in x.shape else windows.run(x, w, tuple(sorted(axes)))
-        if divisor != 1:
-            y = y / divisor
-        return self.operands.deliver(_truncated(y, self.dtype))
+        return [*before, fused]
 
-    def _shift(self, origin: Any, taps: int, flip: bool) -> int:
-        shift = operator.index(origin)
-        if flip:
-            shift = -shift - (1 - taps % 2)
-        if not -(taps // 2) <= shift <= (taps - 1) // 2:
-            raise ValueError(
-                f"{self.function}: Invalid origin; origin must satisfy -(weights.shape[k] // 2) <= "
-                f"origin[k] <= (weights.shape[k]-1) // 2; got {origin} for {taps} weights"
+    def crossed(self, passes: list[_Pass], cval: Any) -> list[_Pass]:
+        """Passes of 3 taps that are to be summed, as one filter where that is the same."""
+        n = len(passes)
+        if (
+            not 2 <= n <= 3
+            or len({p.mode for p in passes}) > 1
+            or (self.dtype.is_exact and (cval % 1 or not self._sums_are_whole(*passes)))
+        ):
+            return passes
+        passes = sorted(passes, key=lambda p: p.axes)
+        weights = np.zeros((3,) * n)
+        for i, p in enumerate(passes):
+            weights[(1,) * i + (slice(None),) + (1,) * (n - 1 - i)] += p.weights
+        return [_Pass(weights, tuple(p.axes[0] for p in passes), passes[0].mode, (0,) * n)]
+
+    def _sums_are_whole(self, *passes: _Pass) -> bool:
+        x_type = dtypes.of(self.x.dtype)
+        return (
+            x_type.is_exact
+            and max(x_type.itemsize, self.dtype.itemsize) <= 4
+            and all(p.divisor == 1 and not np.any(p.weights % 1) for p in passes)
+        )
+
+    def summed(self, chains: Iterable[Iterable[_Pass]], cval: Any, *, length: bool = False) -> Any:
+        """The sum of the results of `chains`; with `length` the root of the sum of squares."""
+        parts = (self.in_turn(chain, cval) for chain in chains)
+        with self.operands.active():
+            total = _total(parts, length)
+        return self.in_turn([], cval) if total is None else total
+
+    def finish(self, y: Any) -> Any:
+        """The result as the caller's, in `output` where that was given."""
+        with self.operands.active():
+            return self.operands.deliver(y)
+
+
+def _total(parts: Iterable[Any], length: bool) -> Any:
+    """The sum of `parts`, or the root of the sum of their squares; None where there are none."""
+    total: Any = None
+    for part in parts:
+        if length:
+            part = part * part
+        total = part if total is None else total + part
+    return (total**0.5).astype(total.dtype) if length and total is not None else total
+
+
+@dataclass(frozen=True)
+class _Slide:
+    """How a filter slides over an array, and in what types: from shapes and options alone."""
+
+    windows: Windows
+    weights_shape: Shape
+    weights_type: DType
+    conjugate: bool
+
+
+@lru_cache(maxsize=4096)
+def _slide(
+    function: str,
+    x_type: DType,
+    w_type: DType,
+    dtype: DType,
+    ndim: int,
+    taps: Shape,
+    axes: Shape,
+    origins: tuple[int, ...],
+    mode: PaddingMode,
+    flip: bool,
+    single: bool,
+) -> _Slide:
+    # Floating inputs are summed in their own type, integers in float64 (or, to the same, float32).
+    integers = dtypes.FLOAT32 if single else dtypes.FLOAT64
+    work = integers if x_type.is_exact else x_type
+    if not dtype.is_exact:
+        work = dtypes.promote(work, dtype)
+    work = dtypes.accumulator(work)
+    pads, shape = [(0, 0)] * ndim, [1] * ndim
+    for axis, origin, n in zip(axes, origins, taps, strict=True):
+        before = n // 2 + _shift(function, origin, n, flip)
+        pads[axis], shape[axis] = (before, n - 1 - before), n
+    windows = Windows(
+        function,
+        work if dtype.is_exact else dtype,
+        pads=tuple(pads),
+        stride=(1,) * ndim,
+        flip=flip,
+        padding_mode=mode,
+        method="direct",
+    )
+    weights_type = work if w_type.is_complex else _real(work)
+    return _Slide(windows, tuple(shape), weights_type, w_type.is_complex and not flip)
+
+
+def _shift(function: str, origin: int, taps: int, flip: bool) -> int:
+    """How far a filter lies to the left of its centre."""
+    shift = -origin - (1 - taps % 2) if flip else origin
+    if not -(taps // 2) <= shift <= (taps - 1) // 2:
+        raise ValueError(
+            f"{function}: Invalid origin; origin must satisfy -(weights.shape[k] // 2) <= "
+            f"origin[k] <= (weights.shape[k]-1) // 2; got {origin} for {taps} weights"
+        )
+    return shift
+
+
+def _exact_in_float32(x: Any, w: Any, dtype: DType, cval: Any) -> bool:
+    """Whether float32 holds every sum of these integers exactly: half of float64's memory."""
+    if not (dtype.is_exact and x.dtype.kind in "biu" and x.dtype.itemsize <= 2):
+        return False
+    if not isinstance(w, np.ndarray) or w.dtype.kind == "c" or np.any(w % 1) or cval % 1:
+        return False
+    largest = max(1 << 8 * x.dtype.itemsize, abs(cval))
+    return bool(np.abs(w).sum() * largest < _EXACT)
+
+
+def _truncated(y: Any, dtype: DType, divisor: int = 1) -> Any:
+    """y / divisor in the output's type.
+
+    As integers: cut off towards zero, and modulo 2^n where they do not fit, as SciPy's are.
+    """
+    if not (dtype.is_exact and y.dtype.kind in "fc"):
+        return (y if divisor == 1 else y / divisor).astype(dtype.numpy, copy=False)
+    whole = np.uint64 if dtype is dtypes.UINT64 else np.int64
+    with np.errstate(invalid="ignore"):
+        if not (isinstance(y, np.ndarray) and y.flags.c_contiguous and y.size > _BLOCK):
+            return (y if divisor == 1 else y / divisor).astype(whole).astype(dtype.numpy)
+        result = np.empty(y.shape, dtype.numpy)
+        source, target = y.reshape(-1), result.reshape(-1)
+        for start in range(0, y.size, _BLOCK):  # so that the 64-bit integers stay in the cache
+            block = source[start : start + _BLOCK]
+            target[start : start + _BLOCK] = (block / divisor if divisor != 1 else block).astype(
+                whole
             )
-        return shift
+        return result
 
 
-def _truncated(y: Any, dtype: dtypes.DType) -> Any:
-    """Sums as integers: cut off towards zero, and modulo 2^n where they do not fit, as SciPy's."""
-    if dtype.is_exact and dtypes.of(y.dtype).kind in "fc":
-        with np.errstate(invalid="ignore"):
-            y = y.astype(np.uint64 if dtype is dtypes.UINT64 else np.int64)
-    return y.astype(dtype.numpy, copy=False)
-
-
-def _array(x: Any) -> Any:
-    return x if arrays.maybe_library(x) else np.asarray(x)
-
-
-def _real(dtype: dtypes.DType) -> dtypes.DType:
+def _real(dtype: DType) -> DType:
     return {dtypes.COMPLEX64: dtypes.FLOAT32, dtypes.COMPLEX128: dtypes.FLOAT64}.get(dtype, dtype)
 
 
@@ -610,7 +781,7 @@ def _mode(function: str, mode: Any) -> PaddingMode:
     return _MODES[mode]
 
 
-def _axes(function: str, axes: Any, ndim: int) -> tuple[int, ...]:
+def _axes(function: str, axes: Any, ndim: int) -> Shape:
     if axes is None:
         return tuple(range(ndim))
     if np.isscalar(axes):
@@ -642,87 +813,76 @@ def _one_each(function: str, value: Any, count: int) -> list[Any]:
     return values
 
 
-class _PerAxis:
-    """A filter that is one pass along each of its axes."""
-
-    def __init__(self, function: str, input: Any, axes: Any) -> None:
-        self.function, self.input = function, _array(input)
-        self.axes = _axes(function, axes, len(self.input.shape))
-
-    def each(self, *options: Any) -> Iterable[tuple[Any, ...]]:
-        """(axis, its value of each option)."""
-        values = [_one_each(self.function, option, len(self.axes)) for option in options]
-        return zip(self.axes, *values, strict=True)
-
-    def in_turn(self, steps: Sequence[Callable[[Any, Any], Any]], output: Any) -> Any:
-        """Pass after pass, each into the output's type, as SciPy's: integers round at every one."""
-        if not steps:  # a copy, in the output's type
-            return correlate(self.input, np.ones((1,) * len(self.input.shape)).tolist(), output)
-        result = steps[0](self.input, output)
-        is_array = output is not None and arrays.maybe_library(output) is not None
-        for step in steps[1:]:
-            result = step(result, output if is_array else None)
-        return result
+def _gaussians(
+    call: _Call, sigma: Any, order: Any, mode: Modes, truncate: float, radius: Any, axes: Any
+) -> list[_Pass]:
+    """The passes of a Gaussian, or of its derivatives; none along an axis of sigma 0."""
+    return [
+        _Pass(_gaussian(call.function, float(s), o, truncate, r), (axis,), _mode(call.function, m))
+        for axis, s, o, m, r in call.per_axis(axes, sigma, order, mode, radius)
+        if s > 1e-15
+    ]
 
 
-def _gaussian(sigma: float, order: int, radius: int) -> Any:
-    """The Gaussian at -radius … radius, normalised to sum 1, or its derivative of `order`.
+def _gaussian(
+    function: str, sigma: float, order: int, truncate: float, radius: int | None
+) -> HostArray:
+    reach = int(truncate * sigma + 0.5) if radius is None else radius
+    if not isinstance(reach, (int, np.integer)) or reach < 0:
+        raise ValueError(f"{function}: Radius must be a nonnegative integer; got {reach!r}")
+    if order < 0:
+        raise ValueError(f"{function}: order must be non-negative; got {order}")
+    return _gaussian_weights(sigma, order, int(reach))
+
+
+@lru_cache(maxsize=256)
+def _gaussian_weights(sigma: float, order: int, radius: int) -> HostArray:
+    """The Gaussian at radius … -radius, normalised to sum 1, or its derivative of `order`.
 
     A derivative is a polynomial times the Gaussian: q' = dq/dx - x q / sigma^2, `order` times.
     """
-    if order < 0:
-        raise ValueError(f"gaussian_filter1d: order must be non-negative; got {order}")
     x = np.arange(-radius, radius + 1)
     bell = np.exp(-0.5 / sigma**2 * x**2)
     bell /= bell.sum()
     q = np.polynomial.Polynomial([1.0])
     for _ in range(order):
         q = q.deriv() + q * np.polynomial.Polynomial([0.0, -1.0 / sigma**2])
-    return q(x) * bell
+    weights: HostArray = (q(x) * bell)[::-1]
+    weights.flags.writeable = False
+    return weights
+
+
+def _derivatives(
+    call: _Call, order: int, sigma: Any, mode: Modes, axes: Any, kwargs: dict[str, Any]
+) -> Iterator[list[_Pass]]:
+    """For each axis the passes of a Gaussian's derivative of `order` along it."""
+    sigmas: list[Any] = [0] * call.ndim  # 0: an axis that is not filtered
+    for axis, s in call.per_axis(axes, sigma):
+        sigmas[axis] = s
+    options = {"truncate": 4.0, "radius": None, **kwargs}
+    for axis, axis_mode in call.per_axis(axes, mode):
+        orders = [order if i == axis else 0 for i in range(call.ndim)]
+        yield _gaussians(call, sigmas, orders, axis_mode, axes=None, **options)
+
+
+def _mean(function: str, size: int, axis: int, mode: Any, origin: int) -> _Pass:
+    if size < 1:
+        raise RuntimeError(f"{function}: incorrect filter size; got {size}")
+    if not 0 <= size // 2 + origin < size:
+        raise ValueError(f"{function}: invalid origin; got {origin} for size {size}")
+    return _Pass(np.ones(size), (axis,), _mode(function, mode), (origin,), divisor=size)
 
 
 def _slope(
-    function: str, input: Any, axis: int, output: Any, mode: Modes, cval: Any, across: list[int]
+    function: str, input: Any, axis: int, output: Any, mode: Modes, cval: Any, across: HostArray
 ) -> Any:
-    per_axis = _PerAxis(function, input, None)
-    ndim = len(per_axis.input.shape)
-    if not -ndim <= axis < ndim:
-        raise np.exceptions.AxisError(axis, ndim)
-    modes = _one_each(function, mode, ndim)
-    axis %= ndim
-    others = [i for i in range(ndim) if i != axis]
-    steps = [
-        lambda x, out, i=i, weights=weights: correlate1d(x, weights, i, out, modes[i], cval)
-        for i, weights in [(axis, [-1, 0, 1]), *((i, across) for i in others)]
-    ]
-    return per_axis.in_turn(steps, output)
-
-
-def _of_gaussians(
-    function: str,
-    combine: Callable[..., Any],
-    order: int,
-    input: Any,
-    sigma: Any,
-    output: Any,
-    mode: Modes,
-    cval: Any,
-    axes: Any,
-    kwargs: dict[str, Any],
-) -> Any:
-    """`combine` over derivatives of Gaussians of `order` along one axis at a time."""
-    input = _array(input)
-    ndim = len(input.shape)
-    filtered = _axes(function, axes, ndim)
-    sigmas: list[Any] = [0] * ndim  # 0: an axis that is not filtered
-    for axis, s in zip(filtered, _one_each(function, sigma, len(filtered)), strict=True):
-        sigmas[axis] = s
-
-    def derivative(x: Any, axis: int, out: Any, mode: str, cval: Any, **kwargs: Any) -> Any:
-        orders = [order if i == axis else 0 for i in range(ndim)]
-        return gaussian_filter(x, sigmas, orders, out, mode, cval, **kwargs)
-
-    return combine(input, derivative, output, mode, cval, (), kwargs, axes=axes)
+    call = _Call(function, input, output)
+    along = call.axis(axis)
+    modes = [_mode(function, m) for m in _one_each(function, mode, call.ndim)]
+    others = [i for i in range(call.ndim) if i != along]
+    passes = [_Pass(_SLOPE, (along,), modes[along])]
+    passes += [_Pass(across, (i,), modes[i]) for i in others]
+    return call.finish(call.in_turn(passes, cval))
 
 
 def _sum_over_axes(
@@ -738,24 +898,25 @@ def _sum_over_axes(
     *,
     length: bool,
 ) -> Any:
-    """The sum of derivatives along all axes; with `length` the root of the sum of their squares."""
-    per_axis = _PerAxis(function, input, axes)
-    if not per_axis.axes:
-        return per_axis.in_turn([], output)
+    """The sum of the caller's derivatives along all axes, or the root of the sum of squares."""
+    input = array_like(input)
     is_array = output is not None and arrays.maybe_library(output) is not None
     operands = Operands(
-        function, x=per_axis.input, out=output if is_array else None, names=("input", "w", "output")
+        function, x=input, out=output if is_array else None, names=("input", "w", "output")
     )
     into = operands.library.dtype(output) if is_array else output
-    total: Any = None
-    for axis, axis_mode in per_axis.each(mode):
-        part = derivative(
-            per_axis.input, axis, into, axis_mode, cval, *extra_arguments, **(extra_keywords or {})
-        )
-        part = Operands(function, x=part).x
-        if length:
-            part = part * part
-        total = part if total is None else total + part
-    if length:
-        total = (total**0.5).astype(total.dtype)
-    return operands.deliver(total)
+    ndim = len(input.shape)
+    filtered = _axes(function, axes, ndim)
+    if not filtered:
+        call = _Call(function, input, output)
+        return call.finish(call.in_turn([], cval))
+
+    def parts() -> Iterator[Any]:
+        for axis, m in zip(filtered, _one_each(function, mode, len(filtered)), strict=True):
+            part = derivative(
+                input, axis, into, m, cval, *extra_arguments, **(extra_keywords or {})
+            )
+            yield Operands(function, x=part).x
+
+    with operands.active():
+        return operands.deliver(_total(parts(), length))

@@ -11,17 +11,21 @@ import math
 import operator
 import timeit
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from gpuconv import arrays, dtypes
+from gpuconv.dtypes import DType
 from gpuconv.execute import Operands
 from gpuconv.problem import PaddingMode, freeze
-from gpuconv.spatial import Windows
+from gpuconv.spatial import Windows, array_like
 
 MODES = ("full", "same", "valid")
 METHODS = ("auto", "direct", "fft")
+Shape = tuple[int, ...]
 # SciPy's names of what lies beyond the edge in convolve2d, with the aliases that it takes.
 _BOUNDARIES: dict[str, PaddingMode] = {
     "fill": "zeros", "pad": "zeros", "wrap": "circular", "circular": "circular",
@@ -47,7 +51,8 @@ def convolve(
         Every place where they touch; as large as `in1`, centred in the full result; or only the
         places where one covers the other.
     method : "auto", "direct" or "fft"
-        "auto" is the faster one that keeps NaN and Inf to their windows.
+        "auto" is the faster one that keeps NaN and Inf to their windows. An FFT's error is relative
+        to the largest values, not to each window's.
     stride : int or one per convolved axis
         Only every so many outputs are computed. SciPy has none.
     axes : int or sequence of int, optional
@@ -76,7 +81,7 @@ def convolve(
     >>> signal.convolve([0.2, 0.5, 0.3], [0.2, 0.5, 0.3]).round(2)
     array([0.04, 0.2 , 0.37, 0.3 , 0.09])
     """
-    return _Call("convolve", in1, in2, mode, stride, axes).run(_method("convolve", method))
+    return _run(_CONVOLVE, in1, in2, mode, method, stride, axes)
 
 
 def correlate(
@@ -98,8 +103,7 @@ def correlate(
     >>> signal.correlate([1, 2, 3], [0, 1, 2], mode="same")
     array([5, 8, 3])
     """
-    call = _Call("correlate", in1, in2, mode, stride, axes, correlate=True)
-    return call.run(_method("correlate", method))
+    return _run(_CORRELATE, in1, in2, mode, method, stride, axes)
 
 
 def convolve2d(
@@ -135,7 +139,7 @@ def convolve2d(
            [2., 2., 1.],
            [0., 1., 2.]])
     """
-    return _two_d("convolve2d", in1, in2, mode, boundary, fillvalue, stride)
+    return _run(_CONVOLVE2D, in1, in2, mode, "direct", stride, None, boundary, fillvalue)
 
 
 def correlate2d(
@@ -149,7 +153,8 @@ def correlate2d(
 ) -> Any:
     """The cross-correlation of two 2-D arrays; parameters as in `convolve2d`.
 
-    Follows ``scipy.signal.correlate2d``: `in2` is conjugated, not flipped.
+    Follows ``scipy.signal.correlate2d``: `in2` is conjugated, not flipped. For "valid" with the
+    larger array second, SciPy conjugates the first; here it is `in2` then too, as in `correlate`.
 
     Examples
     --------
@@ -159,7 +164,7 @@ def correlate2d(
     array([[5., 3.],
            [2., 5.]])
     """
-    return _two_d("correlate2d", in1, in2, mode, boundary, fillvalue, stride, correlate=True)
+    return _run(_CORRELATE2D, in1, in2, mode, "direct", stride, None, boundary, fillvalue)
 
 
 def fftconvolve(
@@ -167,8 +172,8 @@ def fftconvolve(
 ) -> Any:
     """`convolve` by the FFT, in floating point whatever the inputs' types.
 
-    Along the axes not in `axes` the inputs broadcast. A NaN spreads over its whole tile; `convolve`
-    keeps it where it belongs. Follows ``scipy.signal.fftconvolve``.
+    Along the axes not in `axes` the inputs broadcast. On a GPU a NaN spreads over its whole tile;
+    `convolve` keeps it where it belongs. Follows ``scipy.signal.fftconvolve``.
 
     Examples
     --------
@@ -176,7 +181,7 @@ def fftconvolve(
     >>> signal.fftconvolve([1, 2, 3], [0, 1, 0.5]).round(12)
     array([0. , 1. , 2.5, 4. , 1.5])
     """
-    return _Call("fftconvolve", in1, in2, mode, 1, axes, floating=True).run("fft")
+    return _run(_FFTCONVOLVE, in1, in2, mode, "fft", 1, axes)
 
 
 def oaconvolve(
@@ -193,7 +198,7 @@ def oaconvolve(
     >>> signal.oaconvolve([1, 2, 3], [0, 1, 0.5]).round(12)
     array([0. , 1. , 2.5, 4. , 1.5])
     """
-    return _Call("oaconvolve", in1, in2, mode, 1, axes, floating=True).run("fft")
+    return _run(_OACONVOLVE, in1, in2, mode, "fft", 1, axes)
 
 
 def choose_conv_method(in1: Any, in2: Any, mode: str = "full", measure: bool = False) -> Any:
@@ -216,236 +221,290 @@ def choose_conv_method(in1: Any, in2: Any, mode: str = "full", measure: bool = F
             for name in ("fft", "direct")
         }
         return min(times, key=lambda name: times[name]), times
-    return _Call("choose_conv_method", in1, in2, mode, 1, None).faster()
+    operands = _operands(_CHOOSE, in1, in2)
+    a, b = operands.x, operands.w
+    types = dtypes.of(a.dtype), dtypes.of(b.dtype)
+    way = _way(_CHOOSE, a.shape, b.shape, *types, mode, "auto", 1, None, "fill", False)
+    return _faster(operands, way)
 
 
 def _best_time(run: Callable[[], Any]) -> float:
-    timer = timeit.Timer(run)
-    repeat, seconds = timer.autorange(lambda *_: None)
-    return (
-        min(timer.repeat(3, repeat), default=seconds) / repeat if seconds < 1 else seconds / repeat
-    )
+    """Seconds of one call: the best of three rounds of at least 5 ms, or of the one that is longer.
+
+    The first call, which plans, does not count.
+    """
+    run()
+    timer, number = timeit.Timer(run), 1
+    while (seconds := timer.timeit(number)) < 5e-3:
+        number *= 4
+    return min([seconds, *timer.repeat(2, number)] if seconds < 1 else [seconds]) / number
 
 
-def _method(function: str, method: str) -> str:
-    if method not in METHODS:
-        raise ValueError(
-            f"{function}: acceptable method flags are 'auto', 'direct', or 'fft'; got {method!r}"
-        )
-    return method
+@dataclass(frozen=True, eq=False)
+class _Function:
+    """What tells the functions of this module apart."""
+
+    name: str
+    correlate: bool = False
+    floating: bool = False  # results are floating whatever the inputs are
+    two_d: bool = False
 
 
-def _two_d(
-    function: str,
+_CONVOLVE = _Function("convolve")
+_CORRELATE = _Function("correlate", correlate=True)
+_CONVOLVE2D = _Function("convolve2d", two_d=True)
+_CORRELATE2D = _Function("correlate2d", correlate=True, two_d=True)
+_FFTCONVOLVE = _Function("fftconvolve", floating=True)
+_OACONVOLVE = _Function("oaconvolve", floating=True)
+_CHOOSE = _Function("choose_conv_method")
+
+
+def _run(
+    function: _Function,
     in1: Any,
     in2: Any,
     mode: str,
-    boundary: str,
-    fillvalue: Any,
+    method: str,
     stride: Any,
-    correlate: bool = False,
+    axes: Any,
+    boundary: str = "fill",
+    fillvalue: Any = 0,
 ) -> Any:
+    """One call, from the caller's two arrays to theirs: the common path of all functions here."""
+    operands = _operands(function, in1, in2)
+    a, b = operands.x, operands.w
+    if type(stride) is not int:
+        stride = freeze(function.name, "stride", stride)
+    if axes is not None:
+        axes = _axes(function.name, axes, a.ndim)
+    fill = fillvalue if type(fillvalue) is int else _scalar(function.name, fillvalue)
+    way = _way(
+        function, a.shape, b.shape, dtypes.of(a.dtype), dtypes.of(b.dtype),
+        mode, method, stride, axes, boundary, bool(fill),
+    )  # fmt: skip
+    if isinstance(fill, complex) and not way.windows.dtype.is_complex:
+        raise ValueError(
+            f"{function.name}: could not cast `fillvalue` directly to the output type "
+            f"{way.windows.dtype}: {fill!r} is complex"
+        )
+    operands.check_result(way.windows.dtype)
+    with operands.active():
+        return operands.give(way.run(operands, a, b, fill))
+
+
+def _operands(function: _Function, in1: Any, in2: Any) -> Operands:
+    names = "in1", "in2", "out"
+    return Operands(function.name, x=array_like(in1), w=array_like(in2), names=names)
+
+
+def _scalar(function: str, fillvalue: Any) -> Any:
+    """The number itself, of an array that holds one."""
     if np.size(fillvalue) != 1:
         raise ValueError(
-            f"{function}: fillvalue must be scalar or an array with one element; got {fillvalue!r}"
+            f"{function}: `fillvalue` must be scalar or an array with one element; "
+            f"got {fillvalue!r}"
+        )
+    return np.asarray(fillvalue).item()
+
+
+def _axes(function: str, axes: Any, ndim: int) -> Shape:
+    """The axes to convolve along, in order; each once."""
+    try:
+        given = [operator.index(axes)]
+    except TypeError:
+        try:
+            given = [operator.index(axis) for axis in axes]
+        except TypeError:
+            raise ValueError(
+                f"{function}: axes must be a scalar or iterable of integers; got {axes!r}"
+            ) from None
+    if not given:
+        raise ValueError(f"{function}: when provided, axes cannot be empty")
+    if any(not -ndim <= axis < ndim for axis in given):
+        raise ValueError(
+            f"{function}: axes exceeds dimensionality of input; got {axes!r} for {ndim}-D"
+        )
+    unique = sorted({axis % ndim for axis in given})
+    if len(unique) != len(given):
+        raise ValueError(f"{function}: all axes must be unique; got {axes!r}")
+    return tuple(unique)
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How a call is computed, known from shapes, types and options alone."""
+
+    windows: Windows
+    axes: Shape  # that are convolved
+    cast: np.dtype[Any] | None  # the inputs are brought to it first
+    conjugate: bool  # in2
+    swap: bool  # in2 is under the filter in1
+    reverse: tuple[slice, ...] | None  # in2, then
+    centre: tuple[slice, ...] | None  # of the result that is wanted
+    trivial: bool  # a product of scalars, or a sum over nothing
+
+    def run(self, operands: Operands, a: Any, b: Any, fill: Any) -> Any:
+        """The result, as the backend's array."""
+        if self.trivial:
+            return self._trivial(operands, a, b)
+        if self.cast is not None:
+            a, b = a.astype(self.cast), b.astype(self.cast)
+        if self.conjugate:
+            b = b.conj()
+        if self.swap:
+            a, b = b if self.reverse is None else b[self.reverse], a
+        y = self.windows.run(operands, a, b, self.axes, fill)
+        return y if self.centre is None else y[self.centre]
+
+    def _trivial(self, operands: Operands, a: Any, b: Any) -> Any:
+        """Of scalars: a scalar of NumPy's, an array without axes of any other library."""
+        if a.ndim:
+            return operands.empty((0,), self.windows.dtype)
+        product = a * (b.conj() if self.conjugate else b)
+        numpys = operands.library is arrays.NUMPY
+        return product if numpys else operands.adopt(np.asarray(product))
+
+
+@lru_cache(maxsize=4096)
+def _way(
+    function: _Function,
+    s1: Shape,
+    s2: Shape,
+    t1: DType,
+    t2: DType,
+    mode: str,
+    method: str,
+    stride: Any,
+    axes: Shape | None,
+    boundary: str,
+    filled: bool,
+) -> _Way:
+    """Validate, and decide; `stride` is frozen, `axes` are checked."""
+    name, ndim = function.name, len(s1)
+    if mode not in MODES:
+        raise ValueError(
+            f"{name}: acceptable mode flags are 'valid', 'same', or 'full'; got {mode!r}"
+        )
+    if method not in METHODS:
+        raise ValueError(
+            f"{name}: acceptable method flags are 'auto', 'direct', or 'fft'; got {method!r}"
         )
     if boundary not in _BOUNDARIES:
         raise ValueError(
-            f"{function}: acceptable boundary flags are 'fill', 'circular' (or 'wrap'), and "
+            f"{name}: acceptable boundary flags are 'fill', 'circular' (or 'wrap'), and "
             f"'symmetric' (or 'symm'); got {boundary!r}"
         )
-    call = _Call(function, in1, in2, mode, stride, None, correlate=correlate)
-    if not call.a.ndim == call.b.ndim == 2:
+    if function.two_d and not ndim == len(s2) == 2:
+        raise ValueError(f"{name}: inputs must both be 2-D arrays; got {ndim}-D and {len(s2)}-D")
+    if ndim != len(s2):
         raise ValueError(
-            f"{function}: inputs must both be 2-D arrays; got {call.a.ndim}-D and {call.b.ndim}-D"
+            f"{name}: in1 and in2 should have the same dimensionality; got {ndim}-D and {len(s2)}-D"
         )
-    call.beyond(_BOUNDARIES[boundary], np.asarray(fillvalue).reshape(())[()])
+    dtype, cast = _result_dtype(function, t1, t2)
+    axes = tuple(range(ndim)) if axes is None else axes
+    steps = _stride(name, stride, axes, ndim)
+    padding_mode = _BOUNDARIES[boundary]
+    trivial = ndim == 0 or 0 in s1 or 0 in s2
+    axes, swap = _valid_axes(function, mode, s1, s2, axes)
+    rest = [i for i in range(ndim) if i not in axes]
+    if not trivial and any(s1[i] != s2[i] and 1 not in (s1[i], s2[i]) for i in rest):
+        raise ValueError(f"{name}: incompatible shapes for in1 and in2: {s1} and {s2}")
+    flip, reverse = not function.correlate, None
+    # The smaller array is the cheaper filter.
+    commutes = mode == "full" and padding_mode == "zeros" and not filled
+    if swap or (commutes and math.prod(s2) > math.prod(s1)):
+        swap = True
+        if not flip:  # a correlation is the convolution with the reversed filter: that commutes
+            reverse, flip = (
+                tuple(slice(None, None, -1 if i in axes else 1) for i in range(ndim)),
+                True,
+            )
     # SciPy centres an even filter of correlate2d one element later than that of correlate.
-    call.centre_late = correlate
-    return call.run("direct")
+    centre_late = function is _CORRELATE2D
+    windows = Windows(
+        name,
+        dtype,
+        pads=tuple(_pads(mode, extent, centre_late) for extent in (s1 if swap else s2)),
+        stride=steps,
+        flip=flip,
+        padding_mode=padding_mode,
+        method=method,
+    )
+    centre = None
+    if mode == "same" and any(s2[i] > s1[i] for i in rest):  # SciPy centres along batches too
+        centre = tuple(_centred(s2[i], s1[i]) if i in rest else slice(None) for i in range(ndim))
+    conjugate = function.correlate and t2.is_complex
+    return _Way(windows, axes, cast, conjugate, swap, reverse, centre, trivial)
 
 
-class _Call:
-    """One call, from the caller's two arrays to theirs: the common path of all functions here."""
+def _result_dtype(function: _Function, t1: DType, t2: DType) -> tuple[DType, Any]:
+    """SciPy's (NumPy's promotion; for the FFT functions at least float32), and what to cast to."""
+    if dtypes.BFLOAT16 in (t1, t2):  # NumPy does not promote it with its own types
+        return dtypes.promote(t1, t2), None
+    inputs = [t1.numpy, t2.numpy]
+    natural = np.result_type(*inputs)
+    if function.floating:  # what an FFT makes of each
+        least = {"b": np.float64, "i": np.float64, "u": np.float64}
+        inputs = [np.result_type(least.get(t.kind, np.float32), t) for t in inputs]
+    # uint64 with a signed type: float64 by NumPy's rule, of floating-point sums.
+    cast = natural if natural.kind == "f" and t1.is_exact and t2.is_exact else None
+    return dtypes.of(np.result_type(*inputs)), cast
 
-    def __init__(
-        self,
-        function: str,
-        in1: Any,
-        in2: Any,
-        mode: str,
-        stride: Any,
-        axes: Any,
-        *,
-        correlate: bool = False,
-        floating: bool = False,
-    ) -> None:
-        self.function = function
-        if mode not in MODES:
-            raise ValueError(
-                f"{function}: acceptable mode flags are 'valid', 'same', or 'full'; got {mode!r}"
-            )
-        self.mode, self.correlate, self.floating = mode, correlate, floating
-        in1, in2 = (a if arrays.maybe_library(a) else np.asarray(a) for a in (in1, in2))
-        self.operands = Operands(function, x=in1, w=in2, names=("in1", "in2", "out"))
-        self.a, self.b = self.operands.x, self.operands.w
-        if self.a.ndim != self.b.ndim:
-            raise ValueError(
-                f"{function}: in1 and in2 should have the same dimensionality; "
-                f"got {self.a.ndim}-D and {self.b.ndim}-D"
-            )
-        self.dtype = self._result_dtype(floating)
-        self.axes = self._axes(axes)
-        self.stride = self._stride(stride)
-        self.padding_mode: PaddingMode = "zeros"
-        self.fill: Any = 0
-        self.centre_late = False
 
-    def _result_dtype(self, floating: bool) -> dtypes.DType:
-        """SciPy's: NumPy's promotion; for the FFT functions at least float32."""
-        types = [dtypes.of(a.dtype) for a in (self.a, self.b)]
-        if dtypes.BFLOAT16 in types:  # NumPy does not promote it with its own types
-            return dtypes.promote(*types)
-        inputs = [self.a.dtype, self.b.dtype]
-        if floating:  # what an FFT makes of each
-            wide = {"b": np.float64, "i": np.float64, "u": np.float64}
-            inputs = [np.result_type(wide.get(t.kind, np.float32), t) for t in inputs]
-        both = np.result_type(*inputs)
-        result = dtypes.of(both)
-        if not result.is_exact and all(t.is_exact for t in types):
-            # uint64 with a signed type: float64 by NumPy's rule, of floating-point sums.
-            self.a, self.b = (a.astype(both) for a in (self.a, self.b))
-        return result
-
-    def _axes(self, axes: Any) -> tuple[int, ...]:
-        """The axes to convolve along, in order; each once."""
-        ndim = self.a.ndim
-        if axes is None:
-            return tuple(range(ndim))
-        try:
-            given = [operator.index(axes)]
-        except TypeError:
-            try:
-                given = [operator.index(axis) for axis in axes]
-            except TypeError:
-                raise ValueError(
-                    f"{self.function}: axes must be a scalar or iterable of integers; got {axes!r}"
-                ) from None
-        if not given:
-            raise ValueError(f"{self.function}: when provided, axes cannot be empty")
-        if any(not -ndim <= axis < ndim for axis in given):
-            raise ValueError(
-                f"{self.function}: axes exceeds dimensionality of input; got {axes!r} for {ndim}-D"
-            )
-        unique = sorted({axis % ndim for axis in given})
-        if len(unique) != len(given):
-            raise ValueError(f"{self.function}: all axes must be unique; got {axes!r}")
-        return tuple(unique)
-
-    def _stride(self, stride: Any) -> tuple[int, ...]:
-        """One step per axis of the arrays, 1 along batches."""
-        frozen = freeze(self.function, "stride", stride)
-        steps = frozen if isinstance(frozen, tuple) else (frozen,) * len(self.axes)
-        if len(steps) != len(self.axes) or any(step < 1 for step in steps):
-            raise ValueError(
-                f"{self.function}: stride takes one integer or {len(self.axes)}, each at least 1; "
-                f"got {stride!r}"
-            )
-        by_axis = dict(zip(self.axes, steps, strict=True))
-        return tuple(by_axis.get(axis, 1) for axis in range(self.a.ndim))
-
-    def beyond(self, padding_mode: PaddingMode, fill: Any) -> None:
-        """What lies beyond the edge of in1."""
-        self.padding_mode, self.fill = padding_mode, fill if padding_mode == "zeros" else 0
-
-    def run(self, method: str) -> Any:
-        """The result, as an array of the caller's library."""
-        a, b = self.a, self.b
-        if a.ndim == 0:
-            product = a * (b.conj() if self.correlate else b)
-            return self.operands.give(np.asarray(product).astype(self.dtype.numpy))
-        axes, swap = self._valid_axes()
-        if 0 in a.shape or 0 in b.shape:
-            return self.operands.give(np.asarray([], self.dtype.numpy))
-        self._check_batches(axes)
-        if self.correlate and dtypes.of(b.dtype).is_complex:
-            b = b.conj()
-        flip = not self.correlate
-        # The smaller array is the cheaper filter.
-        commutes = self.padding_mode == "zeros" and not self.fill and self.mode == "full"
-        if swap or (commutes and b.size > a.size):
-            # A correlation is the convolution with the reversed filter, and that commutes.
-            a, b, flip = (b, a, True) if flip else (b[_reversed(axes, b.ndim)], a, True)
-        y = self._windows(b, flip, method).run(a, b, axes)
-        if self.mode == "same":  # SciPy centres along batches too
-            y = y[tuple(map(_centred, y.shape, self.a.shape))]
-        return self.operands.give(y)
-
-    def _valid_axes(self) -> tuple[tuple[int, ...], bool]:
-        """The axes that are convolved, and for "valid" whether in2 is the larger along them.
-
-        For "valid", fftconvolve lets axes of extent 1 broadcast; the other functions refuse.
-        """
-        s1, s2, axes = self.a.shape, self.b.shape, self.axes
-        if self.mode != "valid":
-            return axes, False
-        if self.floating:
-            axes = tuple(i for i in axes if s1[i] != 1 and s2[i] != 1)
-        if all(s1[i] >= s2[i] for i in axes):
-            return axes, False
-        if not all(s2[i] >= s1[i] for i in axes):
-            raise ValueError(
-                f"{self.function}: for 'valid' mode, one must be at least as large as the other in "
-                f"every dimension; got {s1} and {s2}"
-            )
-        return axes, True
-
-    def _check_batches(self, axes: tuple[int, ...]) -> None:
-        s1, s2 = self.a.shape, self.b.shape
-        rest = [i for i in range(self.a.ndim) if i not in axes]
-        if any(s1[i] != s2[i] and 1 not in (s1[i], s2[i]) for i in rest):
-            raise ValueError(f"{self.function}: incompatible shapes for in1 and in2: {s1} and {s2}")
-
-    def _pads(self, filter: int) -> tuple[int, int]:
-        """Of one axis; "same" is centred in "full"."""
-        if self.mode == "full":
-            return filter - 1, filter - 1
-        if self.mode == "same":
-            before, after = filter // 2, (filter - 1) // 2
-            return (after, before) if self.centre_late else (before, after)
-        return 0, 0
-
-    def _windows(self, b: Any, flip: bool, method: str) -> Windows:
-        return Windows(
-            self.function,
-            self.operands,
-            self.dtype,
-            pads=tuple(map(self._pads, b.shape)),
-            stride=self.stride,
-            flip=flip,
-            padding_mode=self.padding_mode,
-            fill=self.fill,
-            method=method,
+def _stride(function: str, stride: Any, axes: Shape, ndim: int) -> Shape:
+    """One step per axis of the arrays, 1 along batches."""
+    steps = stride if isinstance(stride, tuple) else (stride,) * len(axes)
+    if len(steps) != len(axes) or any(not isinstance(s, int) or s < 1 for s in steps):
+        raise ValueError(
+            f"{function}: stride takes one integer or {len(axes)}, each at least 1; got {stride!r}"
         )
-
-    def faster(self) -> str:
-        """ "fft" or "direct", by the cost model."""
-        if self.dtype.is_exact or not 0 < len(self.axes) <= 3 or 0 in (self.a.size, self.b.size):
-            return "direct"
-        axes, swap = self._valid_axes()
-        a, b = (self.b, self.a) if swap else (self.a, self.b)
-        windows = self._windows(b, True, "auto")
-        plan = windows.plan(windows.problem(a[None, None], b[None, None], axes))
-        costs = {c.algorithm: c.cost for c in plan.candidates if c.cost is not None}
-        fft = costs.pop("fft", math.inf)
-        allowed = [c.cost for c in plan.candidates if c.rejected is None and c.algorithm in costs]
-        return "fft" if fft < min(cost for cost in allowed if cost is not None) else "direct"
+    by_axis = dict(zip(axes, steps, strict=True))
+    return tuple(by_axis.get(axis, 1) for axis in range(ndim))
 
 
-def _reversed(axes: tuple[int, ...], ndim: int) -> tuple[slice, ...]:
-    return tuple(slice(None, None, -1 if i in axes else 1) for i in range(ndim))
+def _valid_axes(
+    function: _Function, mode: str, s1: Shape, s2: Shape, axes: Shape
+) -> tuple[Shape, bool]:
+    """The axes that are convolved, and for "valid" whether in2 is the larger along them.
+
+    For "valid", fftconvolve lets axes of extent 1 broadcast; the other functions refuse.
+    """
+    if mode != "valid":
+        return axes, False
+    if function.floating:
+        axes = tuple(i for i in axes if s1[i] != 1 and s2[i] != 1)
+    if all(s1[i] >= s2[i] for i in axes):
+        return axes, False
+    if not all(s2[i] >= s1[i] for i in axes):
+        raise ValueError(
+            f"{function.name}: For 'valid' mode, one must be at least as large as the other in "
+            f"every dimension; got {s1} and {s2}"
+        )
+    return axes, True
+
+
+def _pads(mode: str, taps: int, centre_late: bool) -> tuple[int, int]:
+    """Of one axis; "same" is centred in "full"."""
+    if mode == "full":
+        return taps - 1, taps - 1
+    if mode == "same":
+        before, after = taps // 2, (taps - 1) // 2
+        return (after, before) if centre_late else (before, after)
+    return 0, 0
 
 
 def _centred(extent: int, wanted: int) -> slice:
     start = max(extent - wanted, 0) // 2
     return slice(start, start + wanted) if extent > wanted else slice(None)
+
+
+def _faster(operands: Operands, way: _Way) -> str:
+    """ "fft" or "direct", by the cost model."""
+    if way.trivial or way.windows.dtype.is_exact or not 0 < len(way.axes) <= 3:
+        return "direct"
+    a, b = (operands.w, operands.x) if way.swap else (operands.x, operands.w)
+    plan = way.windows.plan(operands, a, b, way.axes)
+    costs = {c.algorithm: c.cost for c in plan.candidates if c.cost is not None}
+    fft = costs.pop("fft", math.inf)
+    allowed = [c.cost for c in plan.candidates if c.rejected is None and c.algorithm in costs]
+    return "fft" if fft < min(cost for cost in allowed if cost is not None) else "direct"

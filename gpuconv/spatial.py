@@ -1,141 +1,91 @@
-"""Arrays without N and C, of any number of axes, as problems of the core: under signal and ndimage.
+"""Arrays without N and C, of any number of axes, as problems of the core.
 
-Axes that are not filtered are batches. They stay where they are in memory (as axes under which the
-filter has extent 1) as long as the core's three axes suffice; more than three filtered axes are
-summed over the first axis' taps.
+Axes that are not filtered are batches. They stay where they are in memory: those before the
+filtered ones are N, neighbours among the others one axis under which the filter has extent 1. Only
+where more than the core's three axes are left are they brought to the front. More than three
+filtered axes are summed over the first axis' taps.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from gpuconv import dtypes
+from gpuconv import arrays, dtypes
 from gpuconv.dtypes import DType
 from gpuconv.execute import Operands
 from gpuconv.numpy_backend.boundary import source_index
 from gpuconv.plan import Plan, choose
 from gpuconv.problem import LAYOUTS, ConvProblem, PaddingMode
 
+Shape = tuple[int, ...]
 _MOST_AXES = max(LAYOUTS)
+
+
+def array_like(x: Any) -> Any:
+    """x itself where it is an array of any library (masked ones are for others to refuse)."""
+    if arrays.maybe_library(x) is not None or isinstance(x, np.ma.MaskedArray):
+        return x
+    return np.asarray(x)
 
 
 @dataclass(frozen=True)
 class Windows:
-    """How a filter slides over an array: everything per axis of the array."""
+    """How a filter slides over an array: everything per axis of the array, nothing of its data."""
 
     function: str
-    operands: Operands
     dtype: DType  # of the result
     pads: tuple[tuple[int, int], ...]
-    stride: tuple[int, ...]
+    stride: Shape
     flip: bool
     padding_mode: PaddingMode = "zeros"
-    fill: Any = 0  # what "zeros" reads beyond the edge
     method: str = "auto"  # or "direct" (never by FFT), "fft" (where it serves)
 
-    def run(self, a: Any, b: Any, axes: tuple[int, ...]) -> Any:
-        """a under the filter b along `axes`; along the others they broadcast."""
+    def run(self, operands: Operands, a: Any, b: Any, axes: Shape, fill: Any = 0) -> Any:
+        """a under the filter b along `axes`; along the others they broadcast.
+
+        Both are the backend's arrays, and so is the result. "zeros" reads `fill` beyond the edge.
+        """
         if not axes:
             return (a * b).astype(self.dtype.numpy)
-        if self.fill and self.padding_mode == "zeros":
-            return self._filled(a, b, axes)
+        if fill and self.padding_mode == "zeros" and any(map(any, self.pads)):
+            return self._filled(operands, a, b, axes, fill)
         if len(axes) > _MOST_AXES:
-            return self._tap_by_tap(a, b, axes)
-        if all(b.shape[i] == 1 for i in range(b.ndim) if i not in axes):
-            return self._one_filter(a, b, axes)
-        return self._filter_each(a, b, axes)
-
-    def _one_filter(self, a: Any, b: Any, axes: tuple[int, ...]) -> Any:
-        """One filter for every batch: N images of one channel."""
-        order = list(range(a.ndim))
-        # Where three axes reach to the end nothing moves: those between are filtered by 1.
-        spatial = order[min(axes) :] if a.ndim - min(axes) <= _MOST_AXES else list(axes)
-        batch = [i for i in order if i not in spatial]
-        x, w = (s.transpose(*batch, *spatial) for s in (a, b))
-        x = x.reshape(-1 if a.size else 0, 1, *x.shape[len(batch) :])
-        w = w.reshape(1, 1, *w.shape[len(batch) :])
-        y = self._compute(x, w, spatial)
-        y = y.reshape(*(a.shape[i] for i in batch), *y.shape[2:])
-        return y.transpose(_inverse([*batch, *spatial]))
-
-    def _filter_each(self, a: Any, b: Any, axes: tuple[int, ...]) -> Any:
-        """A filter for every batch: one image of as many groups."""
+            return self._tap_by_tap(operands, a, b, axes)
         batch = [i for i in range(a.ndim) if i not in axes]
-        extents = np.broadcast_shapes(*(tuple(s.shape[i] for i in batch) for s in (a, b)))
-        x, w = (self._each(s.transpose(*batch, *axes), extents) for s in (a, b))
-        y = self._compute(x[None], w[:, None], axes)
-        y = y.reshape(*extents, *y.shape[2:])
-        return y.transpose(_inverse([*batch, *axes]))
+        if any(b.shape[i] != 1 for i in batch):
+            extents = np.broadcast_shapes(*(tuple(s.shape[i] for i in batch) for s in (a, b)))
+            a, b = (_broadcast(operands, array, batch, extents) for array in (a, b))
+        return self._step(operands, a, b, axes).run(operands, a, b)
 
-    def _each(self, array: Any, batch: tuple[int, ...]) -> Any:
-        """The array once for every element of the batch, in one leading axis."""
-        spatial = array.shape[len(batch) :]
-        if array.shape[: len(batch)] != batch:
-            full = self.operands.empty((*batch, *spatial), dtypes.of(array.dtype))
-            full[...] = array
-            array = full
-        return array.reshape(math.prod(batch), *spatial)
+    def plan(self, operands: Operands, a: Any, b: Any, axes: Shape) -> Plan:
+        """What `run` would do, for at most three axes and no batches."""
+        return self._step(operands, a, b, axes).plan
 
-    def _compute(self, x: Any, w: Any, axes: Any) -> Any:
-        return self.operands.compute(self.plan(self.problem(x, w, axes)), x, w)
+    def _step(self, operands: Operands, a: Any, b: Any, axes: Shape) -> _Step:
+        types = dtypes.of(a.dtype), dtypes.of(b.dtype)
+        return _step(self, a.shape, b.shape, *types, axes, operands.backend, operands.device)
 
-    def problem(self, x: Any, w: Any, axes: Any) -> ConvProblem:
-        """Of x (N, C, spatial...) under w, whose spatial axes are `axes` of the caller's array."""
-        x_dtype, w_dtype = dtypes.of(x.dtype), dtypes.of(w.dtype)
-        return ConvProblem(
-            input=x.shape[2:],
-            filter=w.shape[2:],
-            batch=x.shape[0],
-            in_channels=x.shape[1],
-            out_channels=w.shape[0],
-            groups=x.shape[1],
-            stride=tuple(self.stride[axis] for axis in axes),
-            pad_lo=tuple(self.pads[axis][0] for axis in axes),
-            pad_hi=tuple(self.pads[axis][1] for axis in axes),
-            padding_mode=self.padding_mode,
-            flip=self.flip,
-            x_dtype=x_dtype,
-            w_dtype=w_dtype,
-            y_dtype=self.dtype,
-            accumulator=dtypes.sum_type(x_dtype, w_dtype, self.dtype),
-            layout=LAYOUTS[len(axes)][0],
-        )
-
-    def plan(self, problem: ConvProblem) -> Plan:
-        """The cheapest algorithm that `method` allows."""
-        where = self.operands.backend, self.operands.device
-        plan = choose(self.function, problem, *where)
-        if self.method == "fft":
-            if any(c.algorithm == "fft" and c.cost is not None for c in plan.candidates):
-                return choose(self.function, problem, *where, "fft")
-        elif self.method == "direct" and plan.algorithm == "fft":
-            allowed = (c.algorithm for c in plan.candidates if c.rejected is None)
-            return choose(self.function, problem, *where, next(n for n in allowed if n != "fft"))
-        return plan
-
-    def _filled(self, a: Any, b: Any, axes: tuple[int, ...]) -> Any:
-        """With the fill value written around a: no boundary mode of the core reads it."""
-        fill = np.asarray(self.fill)
+    def _filled(self, operands: Operands, a: Any, b: Any, axes: Shape, fill: Any) -> Any:
+        """With `fill` written around a: no boundary mode of the core reads it."""
         # In the sum's type: a uint8 image may lie in a float's surroundings.
         dtype = dtypes.sum_type(dtypes.of(a.dtype), dtypes.of(b.dtype), self.dtype)
-        if fill.dtype.kind == "c" and not dtype.is_complex:
-            raise ValueError(
-                f"{self.function}: could not cast `fillvalue` {self.fill!r} to the type of the "
-                f"sum, {dtype}"
-            )
         pads = [pair if i in axes else (0, 0) for i, pair in enumerate(self.pads)]
         extents = tuple(n + lo + hi for n, (lo, hi) in zip(a.shape, pads, strict=True))
-        padded = self.operands.empty(extents, dtype)
-        padded[...] = fill.astype(dtype.numpy)
+        padded = operands.empty(extents, dtype)
+        padded[...] = np.asarray(fill).astype(dtype.numpy)
         padded[tuple(slice(lo, lo + n) for n, (lo, _) in zip(a.shape, pads, strict=True))] = a
-        inside = replace(self, fill=0, pads=((0, 0),) * a.ndim)
-        return inside.run(padded, b, axes)
+        inside = Windows(
+            self.function, self.dtype, ((0, 0),) * a.ndim, self.stride, self.flip,
+            method=self.method,
+        )  # fmt: skip
+        return inside.run(operands, padded, b, axes)
 
-    def _tap_by_tap(self, a: Any, b: Any, axes: tuple[int, ...]) -> Any:
+    def _tap_by_tap(self, operands: Operands, a: Any, b: Any, axes: Shape) -> Any:
         """The first axis as a sum of windows along the others."""
         axis, rest = axes[0], axes[1:]
         (lo, hi), step, taps = self.pads[axis], self.stride[axis], b.shape[axis]
@@ -148,28 +98,142 @@ class Windows:
             if not len(real):
                 continue
             weight = taps - 1 - tap if self.flip else tap
-            slab = a[_along(axis, self._indices(rows[real]))]
-            part = self.run(slab, b[_along(axis, slice(weight, weight + 1))], rest)
+            slab = a[_along(axis, _as_slice(rows[real]))]
+            part = self.run(operands, slab, b[_along(axis, slice(weight, weight + 1))], rest)
             if total is None:
                 extents = (*part.shape[:axis], outputs, *part.shape[axis + 1 :])
-                total = self.operands.empty(extents, self.dtype)
+                total = operands.empty(extents, self.dtype)
                 total[...] = 0
             total[_along(axis, slice(int(real[0]), int(real[-1]) + 1))] += part
         return total
 
-    def _indices(self, rows: Any) -> Any:
-        """Rows as a slice where they are evenly spaced: a view instead of a copy."""
-        steps = np.diff(rows)
-        if len(rows) == 1:
-            return slice(int(rows[0]), int(rows[0]) + 1)
-        if (steps == steps[0]).all() and steps[0] > 0:
-            return slice(int(rows[0]), int(rows[-1]) + 1, int(steps[0]))
-        return rows.tolist()
+
+@dataclass(frozen=True)
+class _Step:
+    """A plan of the core, and the way of an array's axes into it and back."""
+
+    plan: Plan
+    order: Shape | None  # of the axes, where they do not stay in place
+    x_shape: Shape
+    w_shape: Shape
+    y_shape: Shape
+    back: Shape | None
+
+    def run(self, operands: Operands, a: Any, b: Any) -> Any:
+        if self.order is not None:
+            a, b = a.transpose(self.order), b.transpose(self.order)
+        y = operands.compute(self.plan, a.reshape(self.x_shape), b.reshape(self.w_shape))
+        y = y.reshape(self.y_shape)
+        return y if self.back is None else y.transpose(self.back)
+
+
+@lru_cache(maxsize=4096)
+def _step(
+    windows: Windows, a_shape: Shape, b_shape: Shape, a_dtype: DType, b_dtype: DType, axes: Shape,
+    backend: str, device: Any,
+) -> _Step:  # fmt: skip
+    """The step of such windows; batches of b are either of extent 1 or those of a."""
+    ndim = len(a_shape)
+    batch = tuple(i for i in range(ndim) if i not in axes)
+    filters = math.prod(b_shape[i] for i in batch)
+    lead, runs = tuple(range(axes[0])), _runs(axes, ndim)
+    order = None
+    if len(runs) > _MOST_AXES or filters > 1:
+        order, lead, runs = (*batch, *axes), batch, [(axis,) for axis in axes]
+    elif len(runs) == 1 and lead:  # filter rows of an image, not one-row images
+        lead, runs = (), [lead, *runs]
+    extents = tuple(math.prod(a_shape[i] for i in run) for run in runs)
+    filter_extents = tuple(math.prod(b_shape[i] for i in run) for run in runs)
+    images = math.prod(a_shape[i] for i in lead)
+    groups = images if filters > 1 else 1
+
+    def each(values: tuple[Any, ...], merged: Any) -> tuple[Any, ...]:
+        """Per run: the value of its axis where that is filtered."""
+        return tuple(values[run[0]] if run[0] in axes else merged for run in runs)
+
+    pads = each(windows.pads, (0, 0))
+    problem = ConvProblem(
+        input=extents,
+        filter=filter_extents,
+        batch=images // groups if images else 0,
+        in_channels=groups,
+        out_channels=groups,
+        groups=groups,
+        stride=each(windows.stride, 1),
+        pad_lo=tuple(lo for lo, _ in pads),
+        pad_hi=tuple(hi for _, hi in pads),
+        padding_mode=windows.padding_mode,
+        flip=windows.flip,
+        x_dtype=a_dtype,
+        w_dtype=b_dtype,
+        y_dtype=windows.dtype,
+        accumulator=dtypes.sum_type(a_dtype, b_dtype, windows.dtype),
+        layout=LAYOUTS[len(runs)][0],
+    )
+    outputs: list[int] = [a_shape[i] for i in lead]
+    for run, output in zip(runs, problem.output, strict=True):
+        outputs += [output] if run[0] in axes else [a_shape[i] for i in run]
+    return _Step(
+        _plan(windows, problem, backend, device),
+        order,
+        problem.x_shape,
+        problem.w_shape,
+        tuple(outputs),
+        None if order is None else tuple(order.index(i) for i in range(ndim)),
+    )
+
+
+def _runs(axes: Shape, ndim: int) -> list[Shape]:
+    """The axes from the first filtered one on: each alone, neighbours between them together."""
+    runs: list[Shape] = []
+    for axis in range(axes[0], ndim):
+        if axis in axes or runs[-1][-1] in axes:
+            runs.append((axis,))
+        else:
+            runs[-1] += (axis,)
+    return runs
+
+
+def _plan(windows: Windows, problem: ConvProblem, backend: str, device: Any) -> Plan:
+    """The cheapest algorithm that the windows' method allows."""
+    function, method = windows.function, windows.method
+    plan = choose(function, problem, backend, device)
+    fft = next((c for c in plan.candidates if c.algorithm == "fft" and c.cost is not None), None)
+    wanted = method == "fft"
+    if method == "auto" and backend == "numpy" and fft is not None:
+        # The core leaves float64 to direct sums, whose error follows each window. SciPy's "auto"
+        # does not, nor does this. (The CUDA backend's FFT would spread a NaN.)
+        wanted = (fft.cost or 0.0) < plan.cost
+    if wanted and fft is not None:
+        return choose(function, problem, backend, device, "fft")
+    if method == "direct" and plan.algorithm == "fft":
+        allowed = (c.algorithm for c in plan.candidates if c.rejected is None)
+        name = next(name for name in allowed if name != "fft")
+        return choose(function, problem, backend, device, name)
+    return plan
+
+
+def _broadcast(operands: Operands, array: Any, batch: list[int], extents: Shape) -> Any:
+    """The array with its batches as large as `extents`: a copy where they are not."""
+    if tuple(array.shape[i] for i in batch) == extents:
+        return array
+    shape = list(array.shape)
+    for axis, extent in zip(batch, extents, strict=True):
+        shape[axis] = extent
+    full = operands.empty(tuple(shape), dtypes.of(array.dtype))
+    full[...] = array
+    return full
+
+
+def _as_slice(rows: Any) -> Any:
+    """Rows as a slice where they are evenly spaced: a view instead of a copy."""
+    steps = np.diff(rows)
+    if len(rows) == 1:
+        return slice(int(rows[0]), int(rows[0]) + 1)
+    if (steps == steps[0]).all() and steps[0] > 0:
+        return slice(int(rows[0]), int(rows[-1]) + 1, int(steps[0]))
+    return rows.tolist()
 
 
 def _along(axis: int, index: Any) -> tuple[Any, ...]:
     return (slice(None),) * axis + (index,)
-
-
-def _inverse(order: list[int]) -> list[int]:
-    return [order.index(i) for i in range(len(order))]

@@ -19,6 +19,7 @@ MODULES = [
     "gpuconv.conv",
     "gpuconv.backends",
     "gpuconv.filters",
+    "gpuconv.grad",
     "gpuconv.ndimage",
     "gpuconv.signal",
 ]
