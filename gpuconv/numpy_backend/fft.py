@@ -133,13 +133,12 @@ def _tiling(
         outs = -(-outs // 2)
     while outs > 1 and device.threads * (5 * real + (3 + outs) * spectrum) > limit // 2:
         outs = -(-outs // 2)
-    if outs * ins * spectrum > held_limit:
+    one, each = outs * ins * spectrum, 5 * real + (3 + outs) * spectrum
+    if one + device.threads * each > limit:
         return None
-    held = min(groups, max(held_limit // (outs * ins * spectrum), 1))
-    each = 5 * real + (3 + outs) * spectrum
-    if device.threads * each > limit // 2:
-        return None
-    together = max(min(held, (_CACHED // 4) // each, limit // 2 // (device.threads * each)), 1)
+    held = min(groups, max(min(held_limit, limit - device.threads * each) // one, 1))
+    room = (limit - held * one) // (device.threads * each)
+    together = max(min(held, (_CACHED // 4) // each, room), 1)
     if groups >= device.threads:
         together = min(together, -(-held // device.threads))
     valid = [(n - a.filter) // a.stride + 1 for n, a in zip(tile, axes, strict=True)]
@@ -159,9 +158,7 @@ def _tiling(
     )
     setup = problem.out_channels * ins * (transform + _CALL / together / 2)
     scratch = together * each
-    return Tiling(
-        axes, tile, outs, held, together, seconds, setup, scratch, held * outs * ins * spectrum
-    )
+    return Tiling(axes, tile, outs, held, together, seconds, setup, scratch, held * one)
 
 
 def _half(problem: ConvProblem, length: int) -> int:
@@ -178,6 +175,8 @@ def supports(problem: ConvProblem, device: Cpu) -> bool | No:
         return No("the filter is small: its tiles would be mostly overlap")
     if problem.accumulator.is_exact and not problem.depthwise:
         return No("sums of integers over several channels are not shown to be exact")
+    if problem.accumulator.is_exact and not _has_other(problem, device):
+        return No("integers that rounding does not make exact would need filter2d's strips")
     found = tilings(problem, device)
     return found if isinstance(found, No) else True
 
@@ -205,12 +204,17 @@ def _found(problem: ConvProblem, device: Cpu) -> tuple[Tiling, ...]:
 def workspace(problem: ConvProblem, device: Cpu) -> int:
     own = max(t.held + device.threads * t.scratch for t in _found(problem, device))
     own += math.prod(problem.w_shape) * 16 + device.threads * _BUFFERS
-    return max(own, filter2d.workspace(problem, device)) if problem.depthwise else own
+    return max(own, filter2d.workspace(problem, device)) if _has_other(problem, device) else own
+
+
+def _has_other(problem: ConvProblem, device: Cpu) -> bool:
+    """Whether filter2d can take over: filters of rank 1, integers that would not round right."""
+    return problem.depthwise and filter2d.fits(problem, device)
 
 
 def run(plan: Plan, x: HostArray, w: HostArray, bias: HostArray | None, out: HostArray) -> None:
     problem = plan.problem
-    if problem.depthwise:
+    if _has_other(problem, plan.device):
         factors = separable.factors(problem, w)
         if factors is not None:
             filter2d.apply(plan, x, w, bias, out, factors)
@@ -411,7 +415,10 @@ class _Tiles:
         block = np.empty((1, len(w), *reads), self.w.dtype)
         for c in range(x.shape[2]):
             planes.read(block, x[:, :, c], axes, starts)
-            planes.direct_sum(sums, block, w[:, None, c], axes, product)
+            if sums.size == len(w):  # one output each: its window is the whole block
+                sums[:, :, 0, 0, 0, 0] = np.einsum("ngdhw,gdhw->ng", block, w[:, c])
+            else:
+                planes.direct_sum(sums, block, w[:, None, c], axes, product)
             total += sums
         return total[0, :, 0]
 

@@ -267,7 +267,18 @@ def _halves(count: int, least: int, unit: int = 1) -> list[int]:
 
 
 def supports(problem: ConvProblem, device: Cpu) -> bool | No:
-    return depthwise.supports(problem, device)
+    verdict = depthwise.supports(problem, device)
+    if verdict and not fits(problem, device):
+        return No("the strips under so large a filter do not fit in the workspace")
+    return verdict
+
+
+def fits(problem: ConvProblem, device: Cpu) -> bool:
+    """Whether the smallest blocks are small enough: under filters of hundreds of rows they grow.
+
+    A limit of the caller's is the plan's to compare.
+    """
+    return workspace(problem, device) <= WORKSPACE_CAP
 
 
 def cost(problem: ConvProblem, device: Cpu) -> float:

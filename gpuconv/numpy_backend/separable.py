@@ -28,7 +28,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpuconv.arrays import HostArray
-from gpuconv.numpy_backend import depthwise
 from gpuconv.numpy_backend.device import Cpu
 from gpuconv.numpy_backend.planes import Scratch
 from gpuconv.plan import No, Plan
@@ -213,7 +212,9 @@ def _band(
 
 
 def supports(problem: ConvProblem, device: Cpu) -> bool | No:
-    verdict = depthwise.supports(problem, device)
+    from gpuconv.numpy_backend import filter2d
+
+    verdict = filter2d.supports(problem, device)
     if verdict and not possible(problem):
         return No("a separable filter is real and has two axes of at least 2 elements")
     return verdict
