@@ -113,9 +113,10 @@ constexpr int EXCHANGE = STEPPED ? 0 : exchange_size<OUT_W, SUM_T>();
 // Registers for this many blocks on a multiprocessor; more would make ptxas spill.
 constexpr int SUM_REGISTERS = OUT_H * OUT_W * (int)sizeof(SUM_T) / 4;
 constexpr int WEIGHT_REGISTERS = FILTER * FILTER * (int)sizeof(SUM_T) / 4;
-constexpr int MIN_BLOCKS = SUM_REGISTERS + WEIGHT_REGISTERS <= 28             ? 4
-                           : SUM_REGISTERS <= 16 && WEIGHT_REGISTERS <= 32 ? 3
-                                                                           : 2;
+constexpr bool LIGHT = SUM_REGISTERS + WEIGHT_REGISTERS <= 28;
+constexpr int MIN_BLOCKS = LIGHT && sizeof(INDEX_T) == 4                         ? 4
+                           : LIGHT || (SUM_REGISTERS <= 16 && WEIGHT_REGISTERS <= 32) ? 3
+                                                                                   : 2;
 
 template <bool Narrow>
 struct Window {
