@@ -100,11 +100,11 @@ class Operands:
             shape = (x.shape[0], *shape[1:])
         if y is None:
             y = self._empty(plan, shape)
-        if (
-            0 in x.shape or 0 in w.shape
-        ) and 0 not in shape:  # sums of nothing: no algorithm need know them
+        if 0 in shape:
+            return y
+        if 0 in x.shape or 0 in w.shape:  # sums of nothing: no algorithm need know them
             y[...] = 0 if bias is None else bias.reshape(-1, *[1] * problem.ndim)
-        elif 0 not in shape:
+        else:
             # A sum that overflows is infinite, as in every library of this kind, without a warning.
             with np.errstate(all="ignore"):
                 plan.implementation.run(plan, x, w, bias, y)

@@ -35,6 +35,9 @@ class Algorithm(Protocol):
     It computes fprop, or the operations that it names in ``OPERATIONS``. Below, x and w are the
     first and the second array that the operation reads, and out is its result (``problem.ROLES``):
     dy, w and dx of dgrad, x, dy and dw of wgrad.
+
+    Two more it may have: ``only_by_name(problem)``, the reason why "auto" must not choose it, or
+    None; and ``ERROR_CONSTANT``, its c in the error bound of ``testing``, where that is not 1.
     """
 
     __name__: str
