@@ -29,6 +29,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
+from gpuconv import toom_cook
 from gpuconv.arrays import HostArray
 from gpuconv.numpy_backend import gemm, tiling, windows
 from gpuconv.numpy_backend.device import WORKSPACE_CAP, Cpu
@@ -44,24 +45,8 @@ _BLOCK_BYTES = 1 << 20  # of transformed tiles: half of a core's second-level ca
 _FEWEST_TILES, _MOST_TILES = 100, 200  # in a block: products on fewer rows are slow
 
 
-def _transforms() -> tuple[HostArray, HostArray, HostArray]:
-    """A' (4, 6), B' (6, 6) and G x G (36, 9), in float64."""
-    a, b = 5 / 8, 3 / 2
-    points = (0.0, a, -a, b, -b)
-    a_t = np.zeros((_OUT, _IN))
-    b_t = np.zeros((_IN, _IN))
-    g = np.zeros((_IN, 3))
-    for i, p in enumerate(points):
-        others = [q for q in points if q != p]
-        a_t[:, i] = [p**n for n in range(_OUT)]
-        b_t[i, :5] = np.polynomial.polynomial.polyfromroots(others)
-        g[i] = np.array([1, p, p * p]) / math.prod(p - q for q in others)
-    a_t[-1, -1] = g[-1, -1] = 1
-    b_t[-1] = np.polynomial.polynomial.polyfromroots(points)
-    return a_t, b_t, np.kron(g, g)
-
-
-_A, _B, _G = _transforms()
+_A, _B, _FILTER = toom_cook.matrices(_OUT)
+_G = np.kron(_FILTER, _FILTER)  # (36, 9)
 
 
 @dataclass(frozen=True)
