@@ -25,6 +25,7 @@ from gpuconv.problem import LAYOUTS, PADDING_MODES, ConvProblem, describe, outpu
 
 FLOATING = ("float16", "bfloat16", "float32", "float64", "complex64", "complex128")
 EXACT = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+TF32_EPS = 2.0**-10
 MEMORY_ORDERS = ("contiguous", "channels_last", "reversed", "strided", "offset")
 
 
@@ -256,6 +257,8 @@ def error_bound(
     per_term = 4.0 if problem.accumulator.is_complex else 2.0
     growth = max(np.sqrt(problem.reduction + 1), 4.0)
     bound = c * per_term * problem.accumulator.eps * growth * magnitudes
+    if problem.precision == "tf32" and problem.accumulator is dtypes.FLOAT32:
+        bound = bound + TF32_EPS * magnitudes  # both factors are rounded to 11 bits
     return np.asarray(bound + problem.result_dtype.eps * np.abs(y_ref) + _smallest(problem))
 
 

@@ -64,6 +64,18 @@ __device__ __forceinline__ void cp_async_4(void* smem, const void* gmem, bool va
 #endif
 }
 
+// As cp_async_16, by way of L1: for what other copies of this multiprocessor read again soon.
+__device__ __forceinline__ void cp_async_16_cached(void* smem, const void* gmem,
+                                                   bool valid = true) {
+#if PTX_HAS_SM80
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_address(smem)),
+                 "l"(gmem), "r"(valid ? 16 : 0)
+                 : "memory");
+#else
+    *static_cast<int4*>(smem) = valid ? *static_cast<const int4*>(gmem) : make_int4(0, 0, 0, 0);
+#endif
+}
+
 // As cp_async_16, with the first source_bytes (0 to 16) copied and the rest set to zero.
 __device__ __forceinline__ void cp_async_16_partial(void* smem, const void* gmem,
                                                     int source_bytes) {

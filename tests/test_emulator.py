@@ -209,13 +209,15 @@ def test_last_block_adds_what_the_others_left(mode):
 
 
 @mode_or_gpu
-@pytest.mark.parametrize(("size", "stages"), [(4, 2), (8, 3), (16, 3), (16, 4)])
+@pytest.mark.parametrize(
+    ("size", "stages", "cached"), [(4, 2, 0), (8, 3, 0), (16, 3, 0), (16, 4, 0), (16, 3, 1)]
+)
 @pytest.mark.parametrize("arch", ["sm_75", "sm_90a"])
-def test_async_copy_pipeline(mode, size, stages, arch):
+def test_async_copy_pipeline(mode, size, stages, cached, arch):
     d = device(mode, arch=arch, order="random")
     x = random(1003 // 4 * 4)
     out = d.empty(x.shape, f32)
-    macros = {"BYTES": size, "STAGES": stages}
+    macros = {"BYTES": size, "STAGES": stages, "CACHED": cached}
     args = (x, out, i32(x.size))
     run(d, "async_copy", 1, 64, args, macros=macros, shared=stages * 64 * 16)
     np.testing.assert_array_equal(out, 2 * x)
@@ -716,6 +718,7 @@ def test_the_emulators_ptx_header_comes_first(tmp_path):
     [
         ("matrix", {}),
         ("async_copy", {}),
+        ("async_copy", {"CACHED": 1}),
         ("async_copy", {"BYTES": 8}),
         ("async_copy", {"BYTES": 4}),
     ],

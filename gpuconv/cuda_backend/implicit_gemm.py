@@ -11,16 +11,15 @@ shapes, the workspace's limit and the device. The batch, the strides and the til
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 
 from gpuconv import dtypes
-from gpuconv.cuda_backend import launch
-from gpuconv.cuda_backend.device import capability
+from gpuconv.cuda_backend import launch, rates
 from gpuconv.cuda_backend.launch import DIVISOR, Launch, Layout, Macros, Strides
 from gpuconv.dtypes import DType
 from gpuconv.plan import No, Plan
@@ -65,7 +64,7 @@ FLAT = Tile(32, 128, 4, 8, efficiency=0.65, blocks=5)  # few output channels
 SMALL = Tile(32, 32, 4, 4, efficiency=0.45, blocks=8)
 
 TYPES = (dtypes.FLOAT32, dtypes.FLOAT64, dtypes.FLOAT16, dtypes.BFLOAT16, dtypes.COMPLEX64)
-_BLOCK = 256  # threads of split_sum
+SUM_BLOCK = 256  # threads of split_sum
 
 _SPLIT_LENGTH = 384  # the shortest sum worth a block of its own: large batches pay for its store
 _MOST_SPLITS = 8
@@ -97,7 +96,7 @@ def cost(problem: ConvProblem, device: Any) -> float:
     _, seconds = _choose(problem, device, problem.batch, splits)
     if _packs(problem, device):
         copied = 2 * _filter_bytes(problem)
-        seconds += launch.LAUNCH_SECONDS + copied / (_BANDWIDTH * device.bandwidth)
+        seconds += rates.LAUNCH_SECONDS + copied / (_BANDWIDTH * device.bandwidth)
     return seconds
 
 
@@ -108,17 +107,16 @@ def workspace(problem: ConvProblem, device: Any) -> int:
 
 
 def run(plan: Plan, x: Any, w: Any, bias: Any, out: Any) -> None:
+    call = bind(plan, x, w, bias, out)
+    if call is not None:
+        call(x, w, bias, out)
+        return
     problem, device = plan.problem, plan.device
     if _packs(problem, device):
         w = _packed(problem, device, x, w, bias, out)
     splits, images = _passes(problem, device)
-    if splits == 1:
-        prepare(problem, device, Layout(x, w, bias, out))(device, x, w, bias, out)
-        return
-    batch = x.shape[0]
-    size = splits * min(images, batch) * math.prod(problem.y_shape[1:])
-    parts = device.empty((size,), problem.accumulator.numpy)
-    for first in range(0, batch, images):
+    parts = device.empty((splits * images * _image_size(problem),), problem.accumulator.numpy)
+    for first in range(0, x.shape[0], images):
         some, result = x[first : first + images], out[first : first + images]
         layout = Layout(some, w, bias, result)
         multiply, add = prepare_split(problem, device, layout, splits)
@@ -126,13 +124,55 @@ def run(plan: Plan, x: Any, w: Any, bias: Any, out: Any) -> None:
         add(device, parts, bias, result)
 
 
+def bind(plan: Plan, x: Any, w: Any, bias: Any, out: Any) -> Callable[..., None] | None:
+    """What ``run`` does where it takes one pass over the images."""
+    problem, device = plan.problem, plan.device
+    splits, images = _passes(problem, device)
+    if splits > 1 and x.shape[0] > images:
+        return None
+    pack, shape, dtype = None, w.shape, w.dtype
+    if _packs(problem, device):
+        pack = prepare_packing(problem, device, Layout(x, w, bias, out))
+        if pack is not None:
+            w = _channels_innermost(device, shape, dtype)
+    layout = Layout(x, w, bias, out)
+    if splits == 1:
+        multiply = prepare(problem, device, layout)
+        add = None
+    else:
+        multiply, add = prepare_split(problem, device, layout, splits)
+    if pack is None and add is None:
+        return partial(multiply, device)
+    size = splits * x.shape[0] * _image_size(problem)
+
+    def call(x: Any, w: Any, bias: Any, out: Any) -> None:
+        if pack is not None:
+            packed = _channels_innermost(device, shape, dtype)
+            pack(device, w, packed)
+            w = packed
+        if add is None:
+            multiply(device, x, w, bias, out)
+            return
+        parts = device.empty((size,), problem.accumulator.numpy)
+        multiply(device, x, w, None, parts)
+        add(device, parts, bias, out)
+
+    return call
+
+
 def _packed(problem: ConvProblem, device: Any, x: Any, w: Any, bias: Any, out: Any) -> Any:
     """w with its channels innermost in memory: itself, or a copy."""
     pack = prepare_packing(problem, device, Layout(x, w, bias, out))
     if pack is None:
         return w
-    memory = device.empty((w.shape[0], *w.shape[2:], w.shape[1]), w.dtype)
-    pack(device, w, memory)
+    packed = _channels_innermost(device, w.shape, w.dtype)
+    pack(device, w, packed)
+    return packed
+
+
+def _channels_innermost(device: Any, shape: tuple[int, ...], dtype: Any) -> Any:
+    """Memory for a filter of that shape."""
+    memory = device.empty((shape[0], *shape[2:], shape[1]), dtype)
     return memory.transpose(0, memory.ndim - 1, *range(1, memory.ndim - 1))
 
 
@@ -154,8 +194,8 @@ def prepare_packing(problem: ConvProblem, device: Any, layout: Layout) -> Launch
     threads = problem.out_channels * problem.group_in_channels
     return Launch(
         kernel=device.load("pack_filter", _pack_macros(problem.w_dtype)),
-        grid=(min(-(-threads // _BLOCK), 16 * device.sm_count), 1, 1),
-        block=(_BLOCK, 1, 1),
+        grid=(min(-(-threads // SUM_BLOCK), 16 * device.sm_count), 1, 1),
+        block=(SUM_BLOCK, 1, 1),
         constants=(p,),
     )
 
@@ -172,8 +212,8 @@ def prepare_split(
     k_tiles, split_tiles = (int(multiply.constants[1][f]) for f in ("k_tiles", "split_tiles"))
     add = Launch(
         kernel=device.load("split_sum", _sum_macros(problem.x_dtype)),
-        grid=(min(-(-items // _BLOCK), 16 * device.sm_count), 1, 1),
-        block=(_BLOCK, 1, 1),
+        grid=(min(-(-items // SUM_BLOCK), 16 * device.sm_count), 1, 1),
+        block=(SUM_BLOCK, 1, 1),
         constants=(
             launch.pack(problem, layout),
             np.int32(items),
@@ -275,9 +315,14 @@ def _passes(problem: ConvProblem, device: Any) -> tuple[int, int]:
     return splits, min(limit // (splits * image_bytes), max(problem.batch, 1))
 
 
+def _image_size(problem: ConvProblem) -> int:
+    """Elements of one image's result."""
+    return math.prod(problem.y_shape[1:])
+
+
 def _image_bytes(problem: ConvProblem) -> int:
-    """One image's result in the type of sums."""
-    return max(math.prod(problem.y_shape[1:]), 1) * problem.accumulator.itemsize
+    """The same in bytes of the type of sums."""
+    return max(_image_size(problem), 1) * problem.accumulator.itemsize
 
 
 @lru_cache(maxsize=4096)
@@ -298,7 +343,7 @@ def _packs(problem: ConvProblem, device: Any) -> bool:
     if problem.workspace_limit is not None and needed > problem.workspace_limit:
         return False
     _, seconds = _choose(problem, device, problem.batch, splits)
-    return seconds > _PACKING_PAYS * launch.LAUNCH_SECONDS and needed < _WORKSPACE * 2
+    return seconds > _PACKING_PAYS * rates.LAUNCH_SECONDS and needed < _WORKSPACE * 2
 
 
 def _filter_bytes(problem: ConvProblem) -> int:
@@ -336,27 +381,22 @@ def _seconds(problem: ConvProblem, device: Any, tile: Tile, batch: int, splits: 
     )
     tile_k = _tile_k(problem.x_dtype)
     k_tiles = -(-_k_tiles(problem) // splits)
-    rate = 128 * _rate(problem.accumulator, device)  # multiply-adds of a multiprocessor per cycle
-    step = tile.rows * tile.pixels * tile_k / rate
+    step = tile.rows * tile.pixels * tile_k / _per_cycle(problem.accumulator, device)
     # Four schedulers share a multiprocessor's rate; a block of two warps reaches half of it.
     alone = step * max(1.0, 128 / tile.threads) + _STEP_CYCLES
     each = -(-blocks // device.sm_count)
     cycles = k_tiles * max(each * step / tile.efficiency, -(-each // tile.blocks) * alone)
     moved = problem.bytes_moved
-    launches = launch.LAUNCH_SECONDS
+    launches = rates.LAUNCH_SECONDS
     if splits > 1:
         moved += 2 * splits * batch * _image_bytes(problem)
         launches *= 2
     return launches + float(max(cycles / device.clock_hz, moved / (_BANDWIDTH * device.bandwidth)))
 
 
-def _rate(accumulator: DType, device: Any) -> float:
-    """Sums' rate beside float32's."""
-    if accumulator.is_complex:
-        return 0.25
-    if accumulator is dtypes.FLOAT64:
-        return 0.5 if capability(device) in (80, 90, 100) else 1 / 64
-    return 1.0
+def _per_cycle(accumulator: DType, device: Any) -> float:
+    """Products of a multiprocessor per cycle."""
+    return rates.per_cycle(device, accumulator) / (4 if accumulator.is_complex else 1)
 
 
 # ---- 16 bytes at once ------------------------------------------------------------------------
@@ -469,11 +509,11 @@ def _macros(dtype: DType, tile: Tile, index: str, channels_inner: bool, split: b
 
 def _sum_macros(dtype: DType) -> Macros:
     types = launch.uniform_macros(dtype)
-    return {name: types[name] for name in ("Y_T", "B_T", "ACC_T")} | {"BLOCK": _BLOCK}
+    return {name: types[name] for name in ("Y_T", "B_T", "ACC_T")} | {"BLOCK": SUM_BLOCK}
 
 
 def _pack_macros(dtype: DType) -> Macros:
-    return {"DATA_T": f"uint{8 * dtype.itemsize}", "BLOCK": _BLOCK}
+    return {"DATA_T": f"uint{8 * dtype.itemsize}", "BLOCK": SUM_BLOCK}
 
 
 def variants() -> Iterator[tuple[str, Macros]]:

@@ -146,6 +146,9 @@ EMU_INLINE void mma(Complete complete, const char* name, float* c, const unsigne
 EMU_INLINE void cp_async_16(void* smem, const void* gmem, bool valid = true, EMU_HERE) {
     emu::cp_async<int4>(smem, gmem, valid ? 16 : 0, file, line);
 }
+EMU_INLINE void cp_async_16_cached(void* smem, const void* gmem, bool valid = true, EMU_HERE) {
+    emu::cp_async<int4>(smem, gmem, valid ? 16 : 0, file, line);
+}
 EMU_INLINE void cp_async_8(void* smem, const void* gmem, bool valid = true, EMU_HERE) {
     emu::cp_async<int2>(smem, gmem, valid ? 8 : 0, file, line);
 }

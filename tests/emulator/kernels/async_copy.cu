@@ -2,7 +2,8 @@
 //
 //   ring   stage 0 | stage 1 | ...     a stage is one float4 per thread
 //
-// WAIT = 0 leaves out the wait for a stage; BYTES is the size of one copy.
+// WAIT = 0 leaves out the wait for a stage; BYTES is the size of one copy; CACHED has it go by way
+// of L1.
 #include "ptx.cuh"
 #ifndef STAGES
 #define STAGES 3
@@ -13,6 +14,9 @@
 #ifndef BYTES
 #define BYTES 16
 #endif
+#ifndef CACHED
+#define CACHED 0
+#endif
 static_assert(STAGES >= 2, "STAGES is at least 2");
 static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16, "BYTES is 4, 8 or 16");
 
@@ -22,7 +26,9 @@ extern "C" __global__ void async_copy(const float* x, float* out, int count) {
     const auto fetch = [&](int tile) {
         const int i = tile * step + 4 * thread;
         float* to = ring + (tile % STAGES) * step + 4 * thread;
-#if BYTES == 16
+#if BYTES == 16 && CACHED
+        cp_async_16_cached(to, i < count ? x + i : x, i < count);
+#elif BYTES == 16
         cp_async_16(to, i < count ? x + i : x, i < count);
 #else
         for (int j = 0; j < 4; j += BYTES / 4)
