@@ -90,6 +90,7 @@ static_assert(BLOCKS >= 1 && BLOCKS <= 8, "BLOCKS: 1 to 8");
 
 constexpr int THREADS = 256;     // at most
 constexpr int MAX_PLANES = 256;  // of a block
+constexpr bool LONG = FILTER_R == 0 && STRIDE == 1;
 constexpr int TAPS = 16 / sizeof(ACC_T);  // of a long filter's row, taken at once
 constexpr int CHUNK = STRIP * (STRIDE ? STRIDE : 1);  // elements of x from strip to strip
 constexpr int WORDS = CHUNK * sizeof(X_T) / 4;        // the same in 32-bit words
@@ -189,10 +190,11 @@ __device__ __forceinline__ void fill(X_T* __restrict__ shared_x, const X_T* __re
 
 // Taps of a long filter's row as they lie in shared memory: a multiple of TAPS.
 __device__ __forceinline__ int tap_pitch(int taps) {
-    return FILTER_R == 0 && STRIDE == 1 ? (taps + TAPS - 1) / TAPS * TAPS : taps;
+    return LONG ? (taps + TAPS - 1) / TAPS * TAPS : taps;
 }
 
-// shared_w[(channel * planes + plane) * filter_pitch + r * tap_pitch + s], as ACC_T.
+// shared_w[(channel * planes + plane) * filter_pitch + tap], as ACC_T: tap = r * FILTER_S + s, or
+// for a long filter (s / TAPS * R + r) * TAPS + s % TAPS, each TAPS columns of it behind the last.
 __device__ __forceinline__ void fill_weights(ACC_T* __restrict__ shared_w,
                                              const W_T* __restrict__ w,
                                              const int* __restrict__ plane_channel,
@@ -209,7 +211,8 @@ __device__ __forceinline__ void fill_weights(ACC_T* __restrict__ shared_w,
         const int channel = divide(filter, tile.planes), plane = filter - channel * planes;
         // w[k, 0, r, s]
         const Index k = (Index)plane_channel[plane] * (Index)p.group_out + first_channel + channel;
-        shared_w[filter * tile.filter_pitch + tap] =
+        const int at = LONG ? (s / TAPS * filter_r + r) * TAPS + s % TAPS : tap;
+        shared_w[filter * tile.filter_pitch + at] =
             s < filter_s ? load<ACC_T>(w,
                                        (Index)p.w_offset + k * (Index)p.w_strides[0] +
                                            r * (Index)p.w_strides[3] + s * (Index)p.w_strides[4],
@@ -296,46 +299,78 @@ __device__ __forceinline__ void sum_windows(Sums& sum, const X_T* __restrict__ x
 
 #elif STRIDE == 1
 
-// TAPS taps of a row, or the fewer that a filter's row ends with, for all rows that see row i of x.
-template <bool LAST>
-__device__ __forceinline__ void sum_taps(Sums& sum, const X_T* __restrict__ x,
-                                         const ACC_T* __restrict__ w, int pitch_s, int filter_r,
-                                         int i, int taps, int shift) {
+// Whether row i of x meets the segment's row o. ALL: it meets every one, but for a last row that a
+// shorter segment does not have.
+template <bool ALL>
+__device__ __forceinline__ bool meets(int i, int o, int filter_r, int rows) {
+    if (o == SEGMENT - 1 && rows < SEGMENT) return false;
+    return ALL || (i >= o && i - o < filter_r);
+}
+
+// Row i of x, at `row`, for all rows of sums that see it: TAPS taps at a time, the window sliding
+// along. Row 0 of the sums takes taps `w`, row o those o rows of the filter before.
+template <bool ALL>
+__device__ __forceinline__ void sum_row(Sums& sum, const X_T* __restrict__ row,
+                                        const ACC_T* __restrict__ w, int filter_r, int filter_s,
+                                        int i, int rows, int shift) {
     struct __align__(16) Taps {
         ACC_T tap[TAPS];
     };
-    ACC_T row[STRIP + TAPS - 1];
-    load_row(row, x, shift);
+    static_assert(STRIP == TAPS && CHUNK == TAPS, "a strip's next window begins at its next load");
+    ACC_T now[TAPS], next[TAPS];
+    load_row(now, row, shift);
+    int s = 0;
+#pragma unroll 2
+    for (; s + TAPS < filter_s; s += TAPS) {
+        load_row(next, row + s + TAPS, shift);
 #pragma unroll
-    for (int o = 0; o < SEGMENT; ++o) {
-        const int r = i - o;
-        if (r < 0 || r >= filter_r) continue;
-        const Taps group = *reinterpret_cast<const Taps*>(w + r * pitch_s);
+        for (int o = 0; o < SEGMENT; ++o) {
+            if (!meets<ALL>(i, o, filter_r, rows)) continue;
+            const Taps group = *reinterpret_cast<const Taps*>(w - o * TAPS);
 #pragma unroll
-        for (int s = 0; s < TAPS; ++s) {
-            if (LAST && s >= taps) continue;  // no product of what the window does not hold
+            for (int t = 0; t < TAPS; ++t) {
+#pragma unroll
+                for (int v = 0; v < STRIP; ++v) {
+                    const ACC_T value = v + t < TAPS ? now[(v + t) % TAPS] : next[(v + t) % TAPS];
+                    sum[o][v] = multiply_add(sum[o][v], value, group.tap[t]);
+                }
+            }
+        }
+#pragma unroll
+        for (int v = 0; v < TAPS; ++v) now[v] = next[v];
+        w += filter_r * TAPS;
+    }
+    // The last 1 to TAPS taps: no product of what the window does not hold.
+    ACC_T last[TAPS - 1];
+    load_row(last, row + s + TAPS, shift);
+#pragma unroll
+    for (int t = 0; t < TAPS; ++t) {
+        if (s + t >= filter_s) break;
+#pragma unroll
+        for (int o = 0; o < SEGMENT; ++o) {
+            if (!meets<ALL>(i, o, filter_r, rows)) continue;
+            const ACC_T tap = w[t - o * TAPS];
 #pragma unroll
             for (int v = 0; v < STRIP; ++v) {
-                sum[o][v] = multiply_add(sum[o][v], row[v + s], group.tap[s]);
+                const ACC_T value = v + t < TAPS ? now[(v + t) % TAPS] : last[(v + t) % TAPS];
+                sum[o][v] = multiply_add(sum[o][v], value, tap);
             }
         }
     }
 }
 
-// Any filter, stride 1: rows of x in a loop, each in pieces of TAPS taps, for SEGMENT rows at once.
+// Any filter, stride 1: rows of x in a loop, each for SEGMENT rows at once.
 __device__ __forceinline__ void sum_windows(Sums& sum, const X_T* __restrict__ x,
                                             const ACC_T* __restrict__ w, const Problem& p,
                                             const Tile& tile, int rows, int shift) {
     const int filter_r = (int)p.filter[AXIS_H], filter_s = (int)p.filter[AXIS_W];
-    const int pitch_s = tap_pitch(filter_s);
+#pragma unroll 1
     for (int i = 0; i < rows - 1 + filter_r; ++i) {
         const X_T* const row = x + i * tile.pitch;
-        int s = 0;
-        for (; s + TAPS <= filter_s; s += TAPS) {
-            sum_taps<false>(sum, row + s, w + s, pitch_s, filter_r, i, TAPS, shift);
-        }
-        if (s < filter_s) {
-            sum_taps<true>(sum, row + s, w + s, pitch_s, filter_r, i, filter_s - s, shift);
+        if (i >= SEGMENT - 1 && i < filter_r) {
+            sum_row<true>(sum, row, w + i * TAPS, filter_r, filter_s, i, rows, shift);
+        } else {
+            sum_row<false>(sum, row, w + i * TAPS, filter_r, filter_s, i, rows, shift);
         }
     }
 }

@@ -26,7 +26,8 @@
 //
 // Shared memory (dynamic; Tiling has slab, pitch, w_pitch, columns):
 //
-//     SUM_T    weights[slab][w_pitch]       rows r0 ... r0+slab-1 of w
+//     SUM_T    weights[slab][w_pitch]       rows r0 ... r0+slab-1 of w; where the window slides
+//              weights[w_pitch/OUT_W][slab][OUT_W], so that rows are a fixed distance apart
 //     SUM_T    exchange[warps][...]         a warp's sums on their way to y (not STEPPED)
 //     STAGE_T  tile[(TILE_H-1)*stride + (slab-1)*dilation + 1][pitch]
 //
@@ -108,6 +109,7 @@ static_assert(STEPPED == 0 || (STEPPED == 1 && FILTER == 0), "STEPPED: 0, or 1 w
 constexpr int TILE_H = BLOCK_H * OUT_H;
 constexpr int TILE_W = BLOCK_W * OUT_W;
 constexpr int WARPS = BLOCK_W * BLOCK_H / 32;
+constexpr bool SLIDING = FILTER == 0 && !STEPPED;
 constexpr int EXCHANGE = STEPPED ? 0 : exchange_size<OUT_W, SUM_T>();
 
 // Registers for this many blocks on a multiprocessor; more would make ptxas spill.
@@ -182,17 +184,16 @@ __device__ __forceinline__ void accumulate(SUM_T (&sum)[OUT_H][OUT_W], const SUM
 #elif !STEPPED
 
 // TAPS taps of every filter row that meets one input row: `weights` is where filter row i would be,
-// output row o sees row i - o; those from `first` to `last` see one at all. window: OUT_W + TAPS - 1
-// elements.
+// output row o sees row i - o, OUT_W weights before; those from `first` to `last` see one at all.
+// window: OUT_W + TAPS - 1 elements.
 template <int TAPS, bool ALL>
 __device__ __forceinline__ void multiply_row(SUM_T (&sum)[OUT_H][OUT_W], const WINDOW_T* window,
-                                             const SUM_T* weights, int first, int last,
-                                             int w_pitch) {
+                                             const SUM_T* weights, int first, int last) {
 #pragma unroll
     for (int o = 0; o < OUT_H; ++o) {
         if (ALL || (o >= first && o <= last)) {
             SUM_T w[OUT_W];
-            load_vector(w, weights - o * w_pitch);
+            load_vector(w, weights - o * OUT_W);
 #pragma unroll
             for (int s = 0; s < TAPS; ++s) {
 #pragma unroll
@@ -207,14 +208,15 @@ __device__ __forceinline__ void multiply_row(SUM_T (&sum)[OUT_H][OUT_W], const W
 template <bool ALL>
 __device__ __forceinline__ void slide_along(SUM_T (&sum)[OUT_H][OUT_W], const STAGE_T* row,
                                             const SUM_T* weights, int filter_w, int first,
-                                            int last, int w_pitch) {
+                                            int last, int slab) {
     WINDOW_T window[2 * OUT_W];
     load_window(window, row);
     int s = 0;
 #pragma unroll 1
     for (; s + OUT_W <= filter_w; s += OUT_W) {
         load_window(window + OUT_W, row + s + OUT_W);
-        multiply_row<OUT_W, ALL>(sum, window, weights + s, first, last, w_pitch);
+        multiply_row<OUT_W, ALL>(sum, window, weights, first, last);
+        weights += slab * OUT_W;
 #pragma unroll
         for (int j = 0; j < OUT_W; ++j) window[j] = window[OUT_W + j];
     }
@@ -223,12 +225,12 @@ __device__ __forceinline__ void slide_along(SUM_T (&sum)[OUT_H][OUT_W], const ST
     if (rest == 0) return;
     if (rest > 1) load_window(window + OUT_W, row + s + OUT_W);
     if (rest == 1) {
-        multiply_row<1, ALL>(sum, window, weights + s, first, last, w_pitch);
+        multiply_row<1, ALL>(sum, window, weights, first, last);
     } else if constexpr (OUT_W > 2) {
         if (rest == 2) {
-            multiply_row<2, ALL>(sum, window, weights + s, first, last, w_pitch);
+            multiply_row<2, ALL>(sum, window, weights, first, last);
         } else {
-            multiply_row<3, ALL>(sum, window, weights + s, first, last, w_pitch);
+            multiply_row<3, ALL>(sum, window, weights, first, last);
         }
     }
 }
@@ -241,11 +243,11 @@ __device__ __forceinline__ void accumulate(SUM_T (&sum)[OUT_H][OUT_W], const SUM
     for (int i = 0; i < rows + OUT_H - 1; ++i) {
         const int first = max(i - rows + 1, 0), last = min(i, OUT_H - 1);
         const STAGE_T* row = tile + i * t.pitch;
-        const SUM_T* filter_row = weights + i * t.w_pitch;
+        const SUM_T* filter_row = weights + i * OUT_W;
         if (first == 0 && last == OUT_H - 1) {
-            slide_along<true>(sum, row, filter_row, filter_w, first, last, t.w_pitch);
+            slide_along<true>(sum, row, filter_row, filter_w, first, last, t.slab);
         } else {
-            slide_along<false>(sum, row, filter_row, filter_w, first, last, t.w_pitch);
+            slide_along<false>(sum, row, filter_row, filter_w, first, last, t.slab);
         }
     }
 }
@@ -317,7 +319,9 @@ filter2d(const X_T* __restrict__ x, const void* __restrict__ w, const void* __re
             for (int s = tx; s < t.w_pitch; s += BLOCK_W) {
                 const Index at = (Index)p.w_offset + (r0 + r) * (Index)p.w_strides[3] +
                                  s * (Index)p.w_strides[4];
-                weights[r * t.w_pitch + s] =
+                const int tap = SLIDING ? (s / OUT_W * t.slab + r) * OUT_W + s % OUT_W
+                                        : r * t.w_pitch + s;
+                weights[tap] =
                     s < filter_w ? load<SUM_T>(w, at, p.w_dtype) : SUM_T(0);
             }
         }

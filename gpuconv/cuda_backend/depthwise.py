@@ -8,12 +8,11 @@ make all outputs of it from there; depthwise_tiling.py cuts the tiles.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from functools import lru_cache
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
 from typing import Any
 
-from gpuconv import dtypes
-from gpuconv.cuda_backend import launch
+from gpuconv.cuda_backend import launch, rates
 from gpuconv.cuda_backend.depthwise_tiling import (
     FILTERS,
     TYPES,
@@ -29,7 +28,7 @@ from gpuconv.problem import ConvProblem
 
 # The shares of their peaks that the kernels are expected to reach.
 _BANDWIDTH = 0.8
-_RATE = {"unrolled": 0.6, "long": 0.45, "any": 0.12}
+_RATE = {"unrolled": 0.6, "long": 0.6, "any": 0.12}
 _OVERHEAD = 12  # instructions per output element beyond its products
 
 
@@ -58,16 +57,15 @@ def cost(problem: ConvProblem, device: Any) -> float:
     small to fill the device has that share of its rate.
     """
     variant: Variant = (ChannelsLast if problem.channels_last else Planes).of(problem, "int32")
-    rate = _RATE[variant.name] * (0.5 if problem.accumulator is dtypes.FLOAT64 else 1.0)
     outputs = math.prod(problem.y_shape)
     instructions = outputs * (math.prod(problem.filter) + _OVERHEAD)
     used = min(1.0, outputs / (variant.strip * 256 * device.sm_count))
     memory: float = problem.bytes_moved / (device.bandwidth * _BANDWIDTH)
     if problem.channels_last and problem.group_out_channels > 1:
         memory *= 2  # its neighbours in y are not made by neighbouring threads
-    peak: float = 128 * device.sm_count * device.clock_hz
-    arithmetic = instructions / (peak * rate * max(used, 1e-3))
-    return float(launch.LAUNCH_SECONDS + max(memory, arithmetic))
+    peak = rates.multiply_adds(device, problem.accumulator)
+    arithmetic = instructions / (peak * _RATE[variant.name] * max(used, 1e-3))
+    return float(rates.LAUNCH_SECONDS + max(memory, arithmetic))
 
 
 def workspace(problem: ConvProblem, device: Any) -> int:
@@ -75,7 +73,11 @@ def workspace(problem: ConvProblem, device: Any) -> int:
 
 
 def run(plan: Plan, x: Any, w: Any, bias: Any, out: Any) -> None:
-    prepare(plan.problem, plan.device, Layout(x, w, bias, out))(plan.device, x, w, bias, out)
+    bind(plan, x, w, bias, out)(x, w, bias, out)
+
+
+def bind(plan: Plan, x: Any, w: Any, bias: Any, out: Any) -> Callable[..., None]:
+    return partial(prepare(plan.problem, plan.device, Layout(x, w, bias, out)), plan.device)
 
 
 @lru_cache(maxsize=1024)

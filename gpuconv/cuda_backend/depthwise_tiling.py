@@ -30,13 +30,14 @@ _LOAD = 8  # what a byte of x costs, in multiply-adds, mostly on its way from th
 _BANKS = 128  # bytes that shared memory reads at once
 
 
-def _struct(divisors: Sequence[str], integers: Sequence[str]) -> np.dtype[Any]:
+def struct(divisors: Sequence[str], integers: Sequence[str]) -> np.dtype[Any]:
+    """A kernel's struct: its divisors, then its integers."""
     fields = [(name, DIVISOR) for name in divisors] + [(name, np.int32) for name in integers]
     return np.dtype(fields, align=True)
 
 
 # struct Tile of depthwise.cu and of depthwise_channels_last.cu.
-TILE = _struct(
+TILE = struct(
     (
         "tile_columns", "tile_rows", "channel_tiles", "strips", "planes", "input_rows",
         "in_channels",
@@ -46,7 +47,7 @@ TILE = _struct(
         "stage_pitch", "weights_at", "stage_at", "fill_shift", "pairs", "store",
     ),
 )  # fmt: skip
-TILE_CHANNELS_LAST = _struct(
+TILE_CHANNELS_LAST = struct(
     (
         "tile_columns", "tile_rows", "channel_tiles", "channel_blocks", "strips", "lanes", "units",
         "columns",
@@ -58,11 +59,11 @@ TILE_CHANNELS_LAST = _struct(
 )  # fmt: skip
 
 
-def _fill(struct: np.dtype[Any], **values: int) -> Any:
+def struct_of(dtype: np.dtype[Any], **values: Any) -> Any:
     """The struct, passed by value; it is shared by all calls with the same strides."""
-    result = np.zeros((), struct)
+    result = np.zeros((), dtype)
     for name, value in values.items():
-        result[name] = launch.divisor(value) if struct[name] == DIVISOR else value
+        result[name] = launch.divisor(value) if dtype[name] == DIVISOR else value
     result.flags.writeable = False
     return result
 
@@ -155,7 +156,7 @@ class Planes(_Base):
         """Of a multiprocessor at least: as many as its registers allow without a spill."""
         if self.dtype is dtypes.FLOAT64:
             return {3: 2, 5: 2, 7: 1, 0: 2}[self.filter]
-        return {3: 3, 5: 2, 7: 2, 0: 3}[self.filter]
+        return 2 if self.name == "long" else {3: 3, 5: 2, 7: 2, 0: 3}[self.filter]
 
     @property
     def chunk(self) -> int:
@@ -225,7 +226,7 @@ class ChannelsLast(_Base):
 
     def smallest_tile(self, problem: ConvProblem) -> int:
         cut = _Cut(strips=1, segments=1, segment_rows=1, tile_columns=1, tile_rows=1)
-        channels = min(_round_up(problem.in_channels, 16 // self.dtype.itemsize), 32)
+        channels = min(round_up(problem.in_channels, 16 // self.dtype.itemsize), 32)
         memory = _PixelMemory(_Extents(problem), self, cut, channels)
         return memory.shared_bytes() + _STATIC_SHARED + 4096
 
@@ -331,12 +332,12 @@ class _PlaneMemory:
         early = int(variant.dtype.is_half)  # a tile may begin a column early
         if variant.name == "any":
             last = (self.cut.strips - 1) * self.extents.stride[1]
-            return _round_up(last + self.extents.span(1) + early, 1 + early)
+            return round_up(last + self.extents.span(1) + early, 1 + early)
         if variant.name == "long":
             last = (filter - 1) // variant.taps * variant.taps
-            reach = last + _round_up(variant.strip + variant.taps - 1 + early, variant.chunk)
+            reach = last + round_up(variant.strip + variant.taps - 1 + early, variant.chunk)
         else:
-            reach = _round_up((variant.strip - 1) * variant.stride + filter + early, variant.chunk)
+            reach = round_up((variant.strip - 1) * variant.stride + filter + early, variant.chunk)
         return (self.cut.strips - 1) * variant.chunk + reach
 
     def filter_pitch(self) -> int:
@@ -361,7 +362,7 @@ def _best_plane_cut(extents: _Extents, variant: Planes, all_planes: int, device:
         shared = memory.shared_bytes()
         if shared > limit:
             continue
-        threads = _round_up(cut.strips * cut.segments * cut.planes, 32)
+        threads = round_up(cut.strips * cut.segments * cut.planes, 32)
         outputs = threads * variant.strip * cut.segment_rows * extents.multiplier
         loads = cut.planes * cut.input_rows(extents) * memory.pitch()
         blocks = -(-all_planes // cut.planes) * cut.tiles
@@ -412,20 +413,20 @@ def tile_planes(problem: ConvProblem, variant: Planes, layout: Layout, device: A
     if store >= STORE_ROWS and planes > 1:
         stage_pitch = _raise(stage_pitch, rows, cut.strips, variant.strip, size, stage_pitch // 2)
     stage_bytes = planes * rows * stage_pitch * size if store >= STORE_ROWS else 0
-    weights_at = _round_up(planes * plane_pitch * size, 16)
+    weights_at = round_up(planes * plane_pitch * size, 16)
     tiles = -(-all_planes // planes) * cut.tiles
     channels = _channels_of_a_block(
         extents, filter_bytes, tiles, limit - weights_at - stage_bytes - 16, device
     )
     shared_bytes = weights_at + channels * filter_bytes
-    stage_at = 0 if channels == 1 else _round_up(shared_bytes, 16)
+    stage_at = 0 if channels == 1 else round_up(shared_bytes, 16)
     if store >= STORE_ROWS:
         shared_bytes = max(shared_bytes, stage_at + stage_bytes)
 
     x_shape = (layout.batch, *problem.x_shape[1:])
-    pairs = variant.dtype.is_half and _in_units(x_shape, layout.x, layout, 2, size)
-    threads = _round_up(cut.strips * cut.segments * planes, 32)
-    tile = _fill(
+    pairs = variant.dtype.is_half and in_units(x_shape, layout.x, layout, 2, size)
+    threads = round_up(cut.strips * cut.segments * planes, 32)
+    tile = struct_of(
         TILE,
         tile_columns=cut.tile_columns,
         tile_rows=cut.tile_rows,
@@ -475,7 +476,7 @@ def _store(problem: ConvProblem, variant: Planes, layout: Layout, cut: _Cut) -> 
     if variant.strip == 1 or layout.y[-1] != 1:
         return STORE_ELEMENTS
     size = variant.dtype.itemsize
-    vectors = _in_units(shape, layout.y, layout, variant.strip, size)
+    vectors = in_units(shape, layout.y, layout, variant.strip, size)
     if vectors and problem.output[-1] * size >= 32:  # a row covers whole sectors of memory
         return STORE_VECTORS
     inner, dense = 1, True
@@ -505,7 +506,7 @@ class _PixelMemory:
         last = (self.cut.strips * self.variant.strip - 1) * stride
         if self.variant.name == "any":
             return last + self.extents.span(1)
-        return _round_up(last + filter, 2)  # pixels lie swapped in pairs
+        return round_up(last + filter, 2)  # pixels lie swapped in pairs
 
     def pixel_pitch(self) -> int:
         """Elements from pixel to pixel: where pixels are not swapped, a gap keeps strips apart."""
@@ -547,7 +548,7 @@ def _best_pixel_cut(
             shared = memory.shared_bytes()
             if shared > limit:
                 continue
-            threads = _round_up(lanes * cut.strips * cut.segments, 32)
+            threads = round_up(lanes * cut.strips * cut.segments, 32)
             outputs = threads * variant.vec * variant.strip * cut.segment_rows * extents.multiplier
             sums = outputs * (extents.taps + 4)
             if lanes % 16 and lanes < 32:
@@ -570,7 +571,7 @@ def _channel_choices(extents: _Extents) -> list[int]:
     choices = []
     for most in (128 // extents.size, 64 // extents.size):
         blocks = -(-extents.in_channels // most)
-        alike = _round_up(-(-extents.in_channels // blocks), whole)
+        alike = round_up(-(-extents.in_channels // blocks), whole)
         choices += [alike] if blocks == 1 else [most, alike]
     return list(dict.fromkeys(choices))
 
@@ -598,13 +599,13 @@ def tile_channels_last(
         variant.vec > 1
         and extents.multiplier == 1
         and layout.y[1] == 1
-        and _in_units(
+        and in_units(
             (layout.batch, *problem.y_shape[2:]), (layout.y[0], *layout.y[2:]), layout,
             variant.vec, size, inner=False,
         )
     )  # fmt: skip
     lanes = -(-min(memory.channels, extents.in_channels) // variant.vec)
-    tile = _fill(
+    tile = struct_of(
         TILE_CHANNELS_LAST,
         tile_columns=cut.tile_columns,
         tile_rows=cut.tile_rows,
@@ -629,13 +630,13 @@ def tile_channels_last(
     return Blocks(
         tile,
         count=tiles * -(-extents.multiplier // multiplier),
-        threads=_round_up(lanes * cut.strips * cut.segments, 32),
+        threads=round_up(lanes * cut.strips * cut.segments, 32),
         shared_bytes=weights_at + multiplier * filter_bytes,
     )
 
 
 def _channels_in_units(problem: ConvProblem, layout: Layout, unit: int) -> bool:
-    return layout.x[1] == 1 and _in_units(
+    return layout.x[1] == 1 and in_units(
         (layout.batch, *problem.input), (layout.x[0], *layout.x[2:]), layout,
         unit, problem.x_dtype.itemsize, inner=False,
     )  # fmt: skip
@@ -654,7 +655,7 @@ def _sm_count(device: Any) -> int:
 # ---- numbers ---------------------------------------------------------------------------------
 
 
-def _in_units(
+def in_units(
     shape: tuple[int, ...],
     strides: tuple[int, ...],
     layout: Layout,
@@ -676,7 +677,7 @@ def _in_units(
     )
 
 
-def _round_up(value: int, unit: int) -> int:
+def round_up(value: int, unit: int) -> int:
     return -(-value // unit) * unit
 
 

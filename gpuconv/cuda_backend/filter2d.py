@@ -10,13 +10,13 @@ filter of up to 65536 taps), else in 64.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from gpuconv import dtypes
-from gpuconv.cuda_backend import launch, tile
+from gpuconv.cuda_backend import launch, rates, tile
 from gpuconv.cuda_backend.launch import Launch, Layout, Macros
 from gpuconv.cuda_backend.tile import Block
 from gpuconv.dtypes import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, INT8, INT16, UINT8, DType
@@ -27,8 +27,7 @@ _UNROLLED = (3, 5, 7)
 _TALL, _UNROLLED_TALL, _SHORT = 8, 4, 2  # output rows per thread
 _TILES_PER_SM = 2  # below this, shorter tiles keep more multiprocessors busy
 
-# Of the float32 rate: products per cycle in this type.
-_RATE = {"float32": 1.0, "int32": 0.5, "float64": 0.5, "int64": 0.12, "uint64": 0.12}
+# The shares of the multiply-add rate, and of the memory's bandwidth, that the kernels reach.
 _EFFICIENCY = {"unrolled": 0.7, "any": 0.6, "stepped": 0.12}
 _BANDWIDTH = {"raw": 0.85, "converted": 0.5}  # of the copy's
 
@@ -214,11 +213,10 @@ def cost(problem: ConvProblem, device: Any) -> float:
     tiles = shape.block.count(problem, problem.batch)
     waves = max(tiles, device.sm_count) * shape.block.tile_h * shape.block.tile_w
     kind = "stepped" if shape.stepped else "unrolled" if shape.filter else "any"
-    peak = 128 * device.sm_count * device.clock_hz
-    rate = peak * _RATE[shape.types.sum] * _EFFICIENCY[kind]
+    rate = rates.multiply_adds(device, shape.types.sum) * _EFFICIENCY[kind]
     copied = _BANDWIDTH["converted" if shape.types.x is None else "raw"]
     seconds = waves * math.prod(problem.filter) / rate
-    return launch.LAUNCH_SECONDS + max(
+    return rates.LAUNCH_SECONDS + max(
         float(seconds), problem.bytes_moved / float(device.bandwidth * copied)
     )
 
@@ -228,7 +226,11 @@ def workspace(problem: ConvProblem, device: Any) -> int:
 
 
 def run(plan: Plan, x: Any, w: Any, bias: Any, out: Any) -> None:
-    prepare(plan.problem, plan.device, Layout(x, w, bias, out))(plan.device, x, w, bias, out)
+    bind(plan, x, w, bias, out)(x, w, bias, out)
+
+
+def bind(plan: Plan, x: Any, w: Any, bias: Any, out: Any) -> Callable[..., None]:
+    return partial(prepare(plan.problem, plan.device, Layout(x, w, bias, out)), plan.device)
 
 
 @lru_cache(maxsize=1024)
