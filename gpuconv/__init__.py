@@ -20,6 +20,7 @@ from gpuconv.conv import (
 )
 from gpuconv.errors import BackendError
 from gpuconv.plan import Plan
+from gpuconv.tuning import tune, use_tuned
 
 __version__ = "0.1.0"
 
@@ -42,6 +43,8 @@ __all__ = [
     "plan_conv3d",
     "show_config",
     "signal",
+    "tune",
     "use_backend",
+    "use_tuned",
     "warmup",
 ]

@@ -213,6 +213,14 @@ def _library_of_type(cls: Any) -> Library | None:
     return None
 
 
+@lru_cache(maxsize=256)
+def home(cls: Any) -> str | None:
+    """The backend whose own arrays are of this very class."""
+    if cls is np.ndarray:
+        return "numpy"
+    return "cuda" if (cls.__module__, cls.__name__) == ("cupy", "ndarray") else None
+
+
 def maybe_library(x: Any) -> Library | None:
     """The library whose array `x` is; None for what is no array."""
     cls: Any = type(x)

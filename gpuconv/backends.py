@@ -10,6 +10,7 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -145,6 +146,7 @@ def _cuda() -> Any:
     return import_module("gpuconv.cuda_backend.device")
 
 
+@cache
 def backend(name: str) -> Any:
     """The package of the backend `name`: its registry of algorithms and its devices."""
     return import_module(f"gpuconv.{name}_backend")

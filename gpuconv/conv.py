@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from gpuconv import backends
+from gpuconv import backends, tuning
+from gpuconv.calls import Calls, signature
 from gpuconv.execute import Operands, as_layout_shape
 from gpuconv.plan import Plan, choose
 from gpuconv.problem import (
@@ -667,6 +668,28 @@ def conv_output_shape(
     return as_layout_shape(problem.y_shape, problem.layout.endswith("C"), problem.batched)
 
 
+_EXTENTS = ("stride", "padding", "output_padding", "dilation")
+_INTEGERS = (int, type(None))
+_calls = Calls(1024)
+
+
+def _key(
+    function: str, x: Any, w: Any, bias: Any, out: Any, algorithm: str, options: dict[str, Any]
+) -> Any:
+    """All that decides how a call goes; None where that shows only at a closer look."""
+    arrays = signature(x, w, bias, out)
+    if arrays is None:
+        return None
+    for name in _EXTENTS:
+        value = options.get(name, 1)
+        if type(value) is not int:
+            options[name] = freeze(function, name, value)
+    # 1 == 1.0 == True, which the checks tell apart.
+    if type(options["groups"]) is not int or type(options["workspace_limit"]) not in _INTEGERS:
+        return None
+    return (function, algorithm, tuning.state(), *options.values(), arrays)
+
+
 def _conv(
     function: str,
     ndim: int,
@@ -677,6 +700,10 @@ def _conv(
     algorithm: str,
     **options: Any,
 ) -> Any:
+    key = _key(function, x, w, bias, out, algorithm, options)
+    call = _calls.get(key)
+    if call is not None:
+        return call(x, w, bias, out)
     operands = Operands(function, x=x, w=w, bias=bias, out=out)
     problem = described(
         function,
@@ -689,8 +716,8 @@ def _conv(
         channels_last=operands.memory_order(ndim, options["layout"]),
         **options,
     )
-    plan = choose(function, problem, operands.backend, operands.device, algorithm)
-    return operands.run(plan)
+    plan = choose(function, problem, operands.backend, operands.device, algorithm, tuning.state())
+    return operands.run(plan, _calls, key)
 
 
 def _conv_transpose(
@@ -703,6 +730,10 @@ def _conv_transpose(
     algorithm: str,
     **options: Any,
 ) -> Any:
+    key = _key(function, x, w, bias, out, algorithm, options)
+    call = _calls.get(key)
+    if call is not None:
+        return call(x, w, bias, out)
     operands = Operands(function, x=x, w=w, bias=bias, out=out)
     for name in ("stride", "padding", "output_padding", "dilation"):
         if type(options[name]) is not int:
@@ -718,8 +749,8 @@ def _conv_transpose(
         channels_last=operands.memory_order(ndim, options["layout"]),
         **options,
     )
-    plan = choose(function, problem, operands.backend, operands.device, algorithm)
-    return operands.run(plan)
+    plan = choose(function, problem, operands.backend, operands.device, algorithm, tuning.state())
+    return operands.run(plan, _calls, key)
 
 
 def _plan(
@@ -758,7 +789,8 @@ def _plan(
         name = backends.current_backend()
     else:
         name = backends.check_backend(function, backend)
-    return choose(function, problem, name, backends.backend(name).device(), algorithm)
+    device = backends.backend(name).device()
+    return choose(function, problem, name, device, algorithm, tuning.state())
 
 
 def described(function: str, ndim: int, *args: Any, **options: Any) -> ConvProblem:

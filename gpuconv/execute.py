@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from gpuconv import arrays, backends, dtypes
+from gpuconv.calls import Call, Calls, Signature
 from gpuconv.plan import Plan, choose
 from gpuconv.problem import ConvProblem
 
@@ -54,6 +55,7 @@ class Operands:
                 f"with gpuconv.use_backend({backend!r})"
             )
         self.like, self.out_given = x, out
+        self._given = x, w, bias
         if out is not None and not self.library.writable(out):
             raise ValueError(f"{function}: {names[2]} is a read-only {self.library.name} array")
         module = backends.backend(self.backend)
@@ -66,8 +68,11 @@ class Operands:
         except TypeError as error:
             raise TypeError(f"{function}: {error}") from error
 
-    def run(self, plan: Plan) -> Any:
-        """Check the arrays against `plan`, compute, and hand the result to the caller's library."""
+    def run(self, plan: Plan, calls: Calls | None = None, key: Signature | None = None) -> Any:
+        """Check the arrays against `plan`, compute, and hand the result to the caller's library.
+
+        Where there is a `key`, the call is kept under it in `calls` for others like it.
+        """
         self._check(plan)
         if plan.backend == "cuda" and plan.device is not self.device:  # of another GPU's arrays
             plan = choose(self.function, plan.problem, plan.backend, self.device, plan.algorithm)
@@ -82,15 +87,66 @@ class Operands:
             out = self._module.take_out(self.out_given, self.library, self.device)
             if out is None:
                 y = self.compute(plan, x, w, self.bias)
-                return self.give(y if is_filter else as_layout(y, axes_last, batched))
-            y = out if is_filter else channels_first(out, axes_last, batched)
-            # A result that overlaps what is still to be read goes to memory of its own first.
-            if self._module.overlaps(out, (self.x, self.w, self.bias)):
-                y[...] = self.compute(plan, x, w, self.bias)
+                result = self.give(y if is_filter else as_layout(y, axes_last, batched))
             else:
-                self.compute(plan, x, w, self.bias, y)
-            self._module.give_out(out, self.library, self.out_given)
-            return self.out_given
+                y = out if is_filter else channels_first(out, axes_last, batched)
+                # A result that overlaps what is still to be read goes to memory of its own first.
+                if self._module.overlaps(out, (self.x, self.w, self.bias)):
+                    y[...] = self.compute(plan, x, w, self.bias)
+                else:
+                    self.compute(plan, x, w, self.bias, y)
+                self._module.give_out(out, self.library, self.out_given)
+                result = self.out_given
+            if calls is not None and key is not None and self._repeats(out, x, w, y):
+                calls.remember(key, self._call(plan, x, w, y))
+        return result
+
+    def _repeats(self, out: Any, x: Any, w: Any, y: Any) -> bool:
+        """Whether the backend took the caller's own arrays, and had something to compute."""
+        taken = (self.x, self.w, self.bias, out)
+        given = (*self._given, self.out_given)
+        same = all(a is b for a, b in zip(taken, given, strict=True))
+        return same and 0 not in (*x.shape, *w.shape, *y.shape)
+
+    def _call(self, plan: Plan, x: Any, w: Any, y: Any) -> Call:
+        """What is left of a call whose arrays are as these; it holds none of them."""
+        function, names, module, device = self.function, self.names, self._module, self.device
+        problem = plan.problem
+        axes_last, batched = problem.layout.endswith("C"), problem.batched
+        first, second, third = (
+            role != "w" and (axes_last or not batched) for role in problem.roles
+        )
+        memory, order = allocation(problem, problem.roles[2], y.shape)
+        run, dtype = plan.implementation.run, problem.result_dtype
+
+        def again(x: Any, w: Any, bias: Any, out: Any) -> Any:
+            operands = Operands(
+                function, x=x, w=w, bias=bias, out=out, backend=plan.backend, names=names
+            )
+            return operands.run(plan)
+
+        def call(x: Any, w: Any, bias: Any, out: Any) -> Any:
+            if out is not None and module.overlaps(out, (x, w, bias)):
+                return again(x, w, bias, out)
+            with module.active(device):
+                result = out
+                if result is None:
+                    result = module.empty(memory, dtype, device)
+                    if order is not None:
+                        result = result.transpose(order)
+                if first:
+                    x = channels_first(x, axes_last, batched)
+                if second:
+                    w = channels_first(w, axes_last, batched)
+                y = channels_first(result, axes_last, batched) if third else result
+                with np.errstate(all="ignore"):
+                    run(plan, x, w, bias, y)
+            return result
+
+        bound = module.bind(plan, x, w, self.bias, y)
+        if bound is None:
+            return call
+        return module.prepared(bound, device, memory, order, dtype, again)  # type: ignore[no-any-return]
 
     def compute(self, plan: Plan, x: Any, w: Any, bias: Any = None, y: Any = None) -> Any:
         """The plan's result for the backend's own arrays, channels first: written to y if given."""
@@ -234,6 +290,27 @@ def as_layout(array: Any, axes_last: bool, batched: bool) -> Any:
     if axes_last:
         array = array.transpose(0, *range(2, array.ndim), 1)
     return array if batched else array[0]
+
+
+def allocation(
+    problem: ConvProblem, role: str, shape: tuple[int, ...]
+) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+    """How "x", "w" or "y" of a channels-first shape is allocated, and then transposed.
+
+    The extents of C-contiguous memory in the planned order, and the order in which the caller sees
+    its axes: None where that is the same.
+    """
+    if role == "w":
+        return shape, None
+    last, axes_last, ndim = problem.channels_last, problem.layout.endswith("C"), problem.ndim
+    memory = as_layout_shape(shape, last, problem.batched)
+    if last == axes_last:
+        return memory, None
+    images = len(memory) - ndim - 1
+    channels, spatial = (images + ndim, images) if last else (images, images + 1)
+    order = [*range(images), *range(spatial, spatial + ndim)]
+    order.insert(len(order) if axes_last else images, channels)
+    return memory, tuple(order)
 
 
 def _written_shape(problem: ConvProblem, role: str) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv import dtypes
+from gpuconv import dtypes, tuning
 from gpuconv.conv import Padding, described
 from gpuconv.execute import Operands
 from gpuconv.plan import choose
@@ -500,7 +500,7 @@ def _input(
         **options,
     )
     _same_batch(function, problem, "input_shape", operands.x)
-    plan = choose(function, problem, operands.backend, operands.device, algorithm)
+    plan = choose(function, problem, operands.backend, operands.device, algorithm, tuning.state())
     return operands.run(plan)
 
 
@@ -530,7 +530,7 @@ def _weight(
         **options,
     )
     _same_batch(function, problem, "x", operands.w)
-    plan = choose(function, problem, operands.backend, operands.device, algorithm)
+    plan = choose(function, problem, operands.backend, operands.device, algorithm, tuning.state())
     return operands.run(plan)
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Protocol
 
+from gpuconv.calls import Calls, signature
 from gpuconv.errors import BackendError
 from gpuconv.problem import ConvProblem, Operation
 
@@ -100,6 +101,7 @@ class Plan:
     algorithm: str
     candidates: tuple[Candidate, ...]
     implementation: Any
+    _calls: Calls = field(default_factory=lambda: Calls(64), init=False, repr=False, compare=False)
 
     @property
     def workspace_bytes(self) -> int:
@@ -128,13 +130,17 @@ class Plan:
         A plan of dgrad is called with the gradient of the result and w, one of wgrad with x and
         that gradient. A batch's images are computed as each would be alone, to the bit.
         """
+        key = signature(x, w, bias, out)
+        call = self._calls.get(key)
+        if call is not None:
+            return call(x, w, bias, out)
         from gpuconv.execute import Operands
 
         words = {"x": "x", "w": "w", "y": "grad_output"}
         first, second, _ = self.problem.roles
         names = (words[first], words[second], "out")
         operands = Operands("plan", x=x, w=w, bias=bias, out=out, backend=self.backend, names=names)
-        return operands.run(self)
+        return operands.run(self, self._calls, key)
 
     def __str__(self) -> str:
         rows = [
@@ -164,9 +170,16 @@ class Plan:
 
 @lru_cache(maxsize=4096)
 def choose(
-    function: str, problem: ConvProblem, backend: str, device: Any, algorithm: str = "auto"
+    function: str,
+    problem: ConvProblem,
+    backend: str,
+    device: Any,
+    algorithm: str = "auto",
+    tuned: int | None = None,
 ) -> Plan:
     """The plan of `problem` on `device`: the cheapest algorithm that serves, or the one named.
+
+    Where `tuned` is not None (``tuning.state``), a measured winner goes before the cheapest.
 
     Raises ValueError where `algorithm` is no algorithm of the backend, or cannot serve (with the
     reason), and BackendError where none can.
@@ -187,6 +200,12 @@ def choose(
         if chosen is None:
             reasons = "; ".join(f"{c.algorithm}: {c.rejected}" for c in candidates)
             raise BackendError(f"{function}: no algorithm serves {problem}: {reasons}")
+        if tuned is not None:
+            from gpuconv.tuning import winner
+
+            fastest = winner(problem, backend, device)
+            free = (c for c in candidates if c.algorithm == fastest and c.rejected is None)
+            chosen = next(free, chosen)
     else:
         chosen = next(c for c in candidates if c.algorithm == algorithm)
         # What only "auto" must not choose may be asked for by name.

@@ -52,11 +52,11 @@ def test_torch_trains_as_torch_does():
     torch = pytest.importorskip("torch")
     import gpuconv.torch as bridge
 
-    x, w = torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3)
+    x, w = torch.randn(2, 3, 8, 8).double(), torch.randn(4, 3, 3, 3).double()
     results = []
     for conv in (bridge.conv2d, torch.nn.functional.conv2d):
         a, b = x.clone().requires_grad_(), w.clone().requires_grad_()
-        bias = torch.zeros(4, requires_grad=True)
+        bias = torch.zeros(4, dtype=torch.float64, requires_grad=True)
         conv(a, b, bias, stride=2, padding=1).relu().pow(2).sum().backward()
         results.append((a.grad, b.grad, bias.grad))
     for ours, theirs in zip(*results, strict=True):

@@ -6,7 +6,8 @@ imported, and only once an array or ``use_backend`` asks for it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from importlib import import_module
@@ -16,20 +17,32 @@ import numpy as np
 
 from gpuconv import plan
 from gpuconv.arrays import HostArray, Library
-from gpuconv.cuda_backend.device import device
+from gpuconv.calls import Call, Signature
+from gpuconv.cuda_backend.device import device, overriding
 from gpuconv.cuda_backend.launch import address, contiguous
 from gpuconv.dtypes import DType
 
 __all__ = [
-    "active", "algorithms", "device", "empty", "give", "give_out", "overlaps", "take", "take_out",
-    "warmup",
+    "active", "algorithms", "bind", "device", "empty", "give", "give_out", "identity", "overlaps",
+    "prepared", "signature", "take", "take_out", "warmup",
 ]  # fmt: skip
 
-_NAMES = ("direct", "implicit_gemm", "depthwise", "filter2d", "separable", "fft")
+_NAMES = (
+    "direct", "implicit_gemm", "implicit_gemm_mma", "depthwise", "dgrad_depthwise",
+    "wgrad_depthwise", "filter2d", "separable", "fft", "winograd",
+)  # fmt: skip
+
+
+_ALIGNED = 16  # bytes: no kernel asks for more, and every allocation begins at a multiple
 
 
 class Algorithm(plan.Algorithm, Protocol):
-    """An algorithm of this backend: it also lists the kernels that it may ask for."""
+    """An algorithm of this backend: it also lists the kernels that it may ask for.
+
+    It may have ``bind(plan, x, w, bias, out)``: what ``run`` would do with arrays that differ from
+    these in their addresses alone, as a function of such arrays. Only addresses are read there, so
+    their axes may be in any order. None where that is not all that a run depends on.
+    """
 
     def variants(self) -> Iterable[tuple[str, dict[str, str | int]]]:
         """(stem of the .cu, macros) of every kernel that ``run`` can load."""
@@ -41,11 +54,100 @@ def algorithms() -> tuple[Algorithm, ...]:
     return tuple(cast(Algorithm, import_module(f"{__name__}.{name}")) for name in _NAMES)
 
 
+def identity(device: Any) -> str:
+    """What measured times are true for, besides this package's code and kernels."""
+    own = getattr(device, "identity", None)
+    return f"{device.name}, {device.arch}" if own is None else str(own())
+
+
 def active(device: Any) -> AbstractContextManager[Any]:
     """What a call on `device` runs inside of: CuPy's own operations go to the current device."""
     if device.xp is np or device.xp.cuda.runtime.getDevice() == device.ordinal:
         return nullcontext()
     return cast(AbstractContextManager[Any], device.xp.cuda.Device(device.ordinal))
+
+
+def signature(x: Any, w: Any, bias: Any, out: Any) -> Signature | None:
+    """The signature of a call's arrays; None where they do not all lie on one device."""
+    kind = type(x)
+    if kind is np.ndarray:
+        return _emulated_signature(x, w, bias, out)
+    if type(w) is not kind:
+        return None
+    x_data, w_data = x.data, w.data
+    place = x_data.device_id
+    if w_data.device_id != place:
+        return None
+    key: Signature = (
+        overriding(), place,
+        x_data.ptr % _ALIGNED, x.shape, x.strides, x.dtype,
+        w_data.ptr % _ALIGNED, w.shape, w.strides, w.dtype,
+    )  # fmt: skip
+    for name, array in ("bias", bias), ("out", out):
+        if array is not None:
+            if type(array) is not kind or array.data.device_id != place:
+                return None
+            key += (name, array.data.ptr % _ALIGNED, array.shape, array.strides, array.dtype)
+    return key
+
+
+def _emulated_signature(*given: Any) -> Signature | None:
+    """The same for the arrays of a device whose memory is the host's."""
+    device = overriding()
+    if device is None or device.xp is not np:
+        return None
+    key: Signature = (device,)
+    for array in given:
+        if array is not None and type(array) is not np.ndarray:
+            return None
+        key += (None,) if array is None else (
+            address(array) % _ALIGNED, array.shape, array.strides, array.dtype,
+            array.flags.writeable,
+        )  # fmt: skip
+    return key
+
+
+def bind(plan: plan.Plan, x: Any, w: Any, bias: Any, y: Any) -> Callable[..., None] | None:
+    """The algorithm's own ``bind``, where it has one."""
+    own = getattr(plan.implementation, "bind", None)
+    return None if own is None else cast("Callable[..., None] | None", own(plan, x, w, bias, y))
+
+
+def prepared(
+    bound: Callable[..., None],
+    device: Any,
+    memory: tuple[int, ...],
+    order: tuple[int, ...] | None,
+    dtype: DType,
+    again: Call,
+) -> Call:
+    """`bound`, with a result of its own where there is no `out`.
+
+    `again` is what does the same for any arrays.
+    """
+    element = dtype.numpy
+    if device.xp is np:
+        empty, here = device.empty, None
+    else:
+        empty, here = device.xp.empty, device.xp.cuda.runtime.getDevice
+
+    def call(x: Any, w: Any, bias: Any, out: Any) -> Any:
+        if here is not None and here() != device.ordinal:
+            with active(device):
+                return call(x, w, bias, out)
+        if out is None:
+            out = empty(memory, element)
+            result = out if order is None else out.transpose(order)
+            if address(out) % _ALIGNED:  # by an allocator of the user's own
+                return again(x, w, bias, result)
+            bound(x, w, bias, out)
+            return result
+        if overlaps(out, (x, w, bias)):
+            return again(x, w, bias, out)
+        bound(x, w, bias, out)
+        return out
+
+    return call
 
 
 def take(array: Any, library: Library, device: Any) -> Any:
@@ -109,7 +211,7 @@ def overlaps(out: Any, operands: tuple[Any, ...]) -> bool:
     """Whether `out` may share memory with an operand."""
     if isinstance(out, np.ndarray):
         return any(a is not None and np.may_share_memory(out, a) for a in operands)
-    share = import_module("cupy").may_share_memory
+    share = sys.modules["cupy"].may_share_memory
     return any(a is not None and share(out, a) for a in operands)
 
 

@@ -9,9 +9,11 @@ A cubin is kept in one file per (all source text, macros, options, architecture,
 hashes to: what is truncated or damaged is compiled again, never trusted. Entries are written to a
 temporary name and renamed, so any number of processes may share a folder.
 
-    python -m gpuconv.cuda_backend.compiler --report [--arch sm_90a] [STEM ...]
+    python -m gpuconv.cuda_backend.compiler --report [--sass] [--arch sm_90a] [STEM ...]
 
-compiles every variant that the algorithms can ask for, and prints registers, shared memory, spills.
+compiles every variant that the algorithms can ask for, and prints registers, shared memory, spills,
+the blocks and warps that share a multiprocessor (``occupancy``; as many as without the shared
+memory that only a launch asks for), and with --sass the counts of instructions (``sass``).
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -251,15 +254,20 @@ def _write_entry(path: Path, compiled: Compiled) -> None:
     report = json.dumps(asdict(compiled.report)).encode()
     payload = report + compiled.cubin
     header = _HEADER.pack(len(report), len(compiled.cubin), hashlib.sha256(payload).digest())
+    write_whole(path, _MAGIC + header + payload, lambda: _read_entry(path) is not None)
+
+
+def write_whole(path: Path, data: bytes, is_whole: Callable[[], bool]) -> None:
+    """Write a file of the cache so that nobody ever reads a part of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(_MAGIC + header + payload)
+            file.write(data)
         try:
             os.replace(temporary, path)
         except PermissionError:  # Windows: another process has the same entry open
-            if _read_entry(path) is None:
+            if not is_whole():
                 raise
             os.unlink(temporary)
     except BaseException:
@@ -327,6 +335,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """``python -m gpuconv.cuda_backend.compiler``: see the module's docstring."""
     import argparse
 
+    from gpuconv.cuda_backend import sass
+
     parser = argparse.ArgumentParser(
         prog="python -m gpuconv.cuda_backend.compiler",
         description="Compile every kernel variant and report registers, shared memory and spills.",
@@ -334,24 +344,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("stems", nargs="*", help="kernels to compile (all)")
     parser.add_argument("--report", action="store_true", help="print one line per variant")
     parser.add_argument("--arch", action="append", help="one of several; all of them if left out")
+    parser.add_argument("--sass", action="store_true", help="count instructions (with nvdisasm)")
     parser.add_argument("--no-cache", action="store_true")
     options = parser.parse_args(arguments)
-    spilled = count = 0
+    spilled = local = count = 0
     start = time.perf_counter()
     for arch in options.arch or ARCHITECTURES:
         for stem, macros in all_variants(options.stems):
-            report = compile_kernel(stem, macros, arch, cache=not options.no_cache).report
+            compiled = compile_kernel(stem, macros, arch, cache=not options.no_cache)
+            report = compiled.report
             spills = report.spill_stores + report.spill_loads
             count, spilled = count + 1, spilled + bool(spills)
-            if options.report or spills:
+            found = sass.counts(compiled.cubin) if options.sass else Counter[str]()
+            in_local = any(found[name] for name in sass.LOCAL)
+            local += in_local
+            if options.report or spills or in_local:
                 text = " ".join(f"{name}={value}" for name, value in macros.items())
+                counted = "".join(f"{found[n]:5} {n}" for n in sass.COLUMNS if options.sass)
                 print(
                     f"{arch:8} {stem:16} {report.registers:4} registers {report.shared:6} B shared "
-                    f"{report.stack:5} B stack {spills:5} B spilled  {text}"
+                    f"{report.stack:5} B stack {spills:5} B spilled {_resident(arch, compiled)}"
+                    f"{counted}  {text}"
                 )
     seconds = time.perf_counter() - start
     print(f"{count} kernels in {seconds:.1f} s, {spilled} of them spill registers")
-    return 1 if spilled else 0
+    if options.sass:
+        print(f"{local} of them load from or store to local memory")
+    return 1 if spilled or local else 0
+
+
+def _resident(arch: str, compiled: Compiled) -> str:
+    """Blocks and warps of a multiprocessor, and what limits them."""
+    from gpuconv.cuda_backend import occupancy
+
+    threads = occupancy.max_threads(compiled.cubin)
+    if threads is None:
+        return "  - blocks   - warps"
+    found = occupancy.occupancy(arch, threads, compiled.report.registers, compiled.report.shared)
+    return f"{found.blocks:3} blocks {found.warps:3} warps by {found.limit:13}"
 
 
 if __name__ == "__main__":

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, lru_cache
 from importlib import import_module
@@ -88,6 +89,20 @@ class _Kernel:
         self.shared_limit = _PLAIN_SHARED_BYTES
 
 
+class _Arguments:
+    """What the driver is given of one launch: where each argument lies. It copies them at once."""
+
+    __slots__ = ("_fixed", "_table", "address", "pointers")
+
+    def __init__(self, count: int, fixed: list[np.ndarray[Any, Any]]) -> None:
+        self._fixed = fixed  # keeps their memory
+        self.pointers = (ctypes.c_uint64 * count)()  # the arrays', for the caller to fill in
+        first = ctypes.addressof(self.pointers)
+        places = [first + 8 * i for i in range(count)] + [value.ctypes.data for value in fixed]
+        self._table = (ctypes.c_void_p * len(places))(*places)
+        self.address = ctypes.addressof(self._table)
+
+
 class CudaDevice:
     """One CUDA device, through CuPy: its current stream, its memory pool."""
 
@@ -97,6 +112,7 @@ class CudaDevice:
         self.ordinal = ordinal
         self.xp = self._cupy = import_module("cupy")
         runtime = self._runtime = self._cupy.cuda.runtime
+        self._driver: Any = import_module("cupy_backends.cuda.api.driver")
         name = runtime.getDeviceProperties(ordinal)["name"]
         self.name = f"cuda:{ordinal}, {name.decode() if isinstance(name, bytes) else name}"
 
@@ -115,12 +131,21 @@ class CudaDevice:
         self.bandwidth = memory or 1e12
         self.clock_hz = 1e3 * attribute(_CLOCK_KHZ) or 1.5e9
         self._kernels: dict[Any, _Kernel] = {}
+        self._threads = threading.local()
 
     def __str__(self) -> str:
         return self.name
 
     def __repr__(self) -> str:
         return f"<CudaDevice {self.name}>"
+
+    def identity(self) -> str:
+        """Device, driver and compiler: which of several alike does not matter."""
+        from gpuconv.cuda_backend import compiler
+
+        model = self.name.partition(", ")[2]
+        driver = self._runtime.driverGetVersion()
+        return f"{model}, {self.arch}, driver {driver}, NVRTC {compiler.nvrtc_version()}"
 
     def load(
         self, source: str, macros: Mapping[str, str | int], kernel: str | None = None
@@ -154,11 +179,48 @@ class CudaDevice:
         values = [_NULL if a is None else a for a in args]
         kernel.function(grid, block, values, shared_bytes)
 
+    def starter(
+        self,
+        kernel: _Kernel,
+        grid: tuple[int, int, int],
+        block: tuple[int, int, int],
+        constants: tuple[Any, ...],
+        shared_bytes: int,
+        count: int,
+    ) -> Callable[[tuple[Any, ...]], None]:
+        """``launch`` of `count` arrays and `constants` with these packed once, for many calls.
+
+        This device is the current one when the function is called.
+        """
+        launch_kernel = self._driver.launchKernel
+        current_stream = self._cupy.cuda.get_current_stream
+        function, ordinal, threads = kernel.function.ptr, self.ordinal, self._threads
+        fixed = [np.asarray(value) for value in constants]
+        fill = struct.Struct(f"{count}Q").pack_into
+        unused: list[_Arguments] = []  # as many as there were calls at one time
+
+        def start(arrays: tuple[Any, ...]) -> None:
+            if not hasattr(threads, "launched"):  # CuPy's own launch makes a thread its context
+                self.launch(kernel, grid, block, (*arrays, *constants), shared_bytes)
+                threads.launched = True
+                return
+            try:
+                arguments = unused.pop()
+            except IndexError:
+                arguments = _Arguments(count, fixed)
+            fill(arguments.pointers, 0, *[0 if a is None else a.data.ptr for a in arrays])
+            stream = current_stream(ordinal).ptr
+            launch_kernel(function, *grid, *block, shared_bytes, stream, arguments.address, 0)
+            unused.append(arguments)
+
+        if shared_bytes > kernel.shared_limit:
+            self._allow_shared(kernel, shared_bytes)
+        return start
+
     def _allow_shared(self, kernel: _Kernel, shared_bytes: int) -> None:
-        driver = import_module("cupy_backends.cuda.api.driver")
-        driver.funcSetAttribute(
+        self._driver.funcSetAttribute(
             kernel.function.ptr,
-            driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+            self._driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
             shared_bytes,
         )
         kernel.shared_limit = shared_bytes
@@ -187,6 +249,11 @@ def override(device: Any) -> Iterator[Any]:
         yield device
     finally:
         _overrides.remove(device)
+
+
+def overriding() -> Any:
+    """The device that is the CUDA device of every place, where ``override`` says so."""
+    return _overrides[-1] if _overrides else None
 
 
 def device(place: str = "cpu") -> Any:

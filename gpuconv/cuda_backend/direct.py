@@ -7,14 +7,14 @@ dtypes, boundary mode, stride and size: also past 2^31 elements.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from functools import lru_cache
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 
 from gpuconv import dtypes
-from gpuconv.cuda_backend import launch
+from gpuconv.cuda_backend import launch, rates
 from gpuconv.cuda_backend.launch import Launch, Layout, Macros
 from gpuconv.dtypes import DType
 from gpuconv.plan import Plan
@@ -27,11 +27,9 @@ _K_TILE = 4
 _BLOCKS_PER_SM = 32
 _THREADS_PER_SM = 512  # from so many threads on, some may be given up for reuse
 
-# Of the float32 rate: what one sum in this type costs on a data-centre GPU.
-_RATE = {"float32": 1.0, "float64": 0.5, "complex64": 1.0, "complex128": 0.5}
-_EXACT_RATE = 0.12  # 64-bit integer products are made of several 32-bit ones
 _EFFICIENCY = 0.08  # the share of its rate that a loop of two loads per product reaches
 _ANY_EFFICIENCY = 0.02  # with the dtype switched on at every load
+_BANDWIDTH = 0.6  # the share of the memory's bandwidth
 
 _TILE: dict[Operation, str] = {"fprop": "K_TILE", "dgrad": "C_TILE", "wgrad": "K_TILE"}
 
@@ -42,14 +40,13 @@ def supports(problem: ConvProblem, device: Any) -> bool:
 
 def cost(problem: ConvProblem, device: Any) -> float:
     """The larger of arithmetic and memory, each at the share of its peak that this reaches."""
-    rate = _RATE.get(problem.accumulator.name, _EXACT_RATE)
     efficiency = _EFFICIENCY if _is_uniform(problem) else _ANY_EFFICIENCY
     if _tile(problem, device) == 1:
         efficiency /= 2
-    peak: float = 256 * device.sm_count * device.clock_hz  # 128 fused float32 multiply-adds a cycle
-    arithmetic = problem.flops / (peak * rate * efficiency)
-    memory: float = problem.bytes_moved / (device.bandwidth * 0.6)
-    return launch.LAUNCH_SECONDS + max(arithmetic, memory)
+    peak = 2 * rates.multiply_adds(device, problem.accumulator)
+    arithmetic = problem.flops / (peak * efficiency)
+    memory: float = problem.bytes_moved / (device.bandwidth * _BANDWIDTH)
+    return rates.LAUNCH_SECONDS + max(arithmetic, memory)
 
 
 def workspace(problem: ConvProblem, device: Any) -> int:
@@ -57,15 +54,18 @@ def workspace(problem: ConvProblem, device: Any) -> int:
 
 
 def run(plan: Plan, x: Any, w: Any, bias: Any, out: Any) -> None:
+    bind(plan, x, w, bias, out)(x, w, bias, out)
+
+
+def bind(plan: Plan, x: Any, w: Any, bias: Any, out: Any) -> Callable[..., None]:
     problem, device = plan.problem, plan.device
     if problem.operation == "dgrad":
-        dy, dx = x, out
-        prepare(problem, device, Layout(dx, w, bias, dy))(device, dx, w, bias, dy)
-    elif problem.operation == "wgrad":
-        dy, dw = w, out
-        prepare(problem, device, Layout(x, dw, None, dy))(device, x, dw, dy)
-    else:
-        prepare(problem, device, Layout(x, w, bias, out))(device, x, w, bias, out)
+        gradient = prepare(problem, device, Layout(out, w, bias, x))
+        return lambda dy, w, bias, dx: gradient(device, dx, w, bias, dy)
+    if problem.operation == "wgrad":
+        gradient = prepare(problem, device, Layout(x, out, None, w))
+        return lambda x, dy, bias, dw: gradient(device, x, dw, dy)
+    return partial(prepare(problem, device, Layout(x, w, bias, out)), device)
 
 
 @lru_cache(maxsize=1024)

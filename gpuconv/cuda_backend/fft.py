@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from gpuconv.cuda_backend import launch, tile
+from gpuconv.cuda_backend import rates, tile
 from gpuconv.cuda_backend.launch import Macros
 from gpuconv.numpy_backend import planes
 from gpuconv.numpy_backend.fft import tile_lengths
@@ -123,11 +123,11 @@ def _tiling(
     blocks = -(-problem.groups // groups) * -(-problem.group_out_channels // outs)
     transform = _PASSES * real / device.bandwidth
     product = 3 * spectrum / device.bandwidth
-    once = blocks * (_CALLS + 2 * ins) * launch.LAUNCH_SECONDS
+    once = blocks * (_CALLS + 2 * ins) * rates.LAUNCH_SECONDS
     once += -(-problem.group_out_channels // outs) * problem.in_channels * transform
     once += problem.out_channels * (transform + ins * product)
     setup = problem.out_channels * ins * transform
-    setup += blocks * outs * _CALLS / 2 * launch.LAUNCH_SECONDS
+    setup += blocks * outs * _CALLS / 2 * rates.LAUNCH_SECONDS
     return Tiling(axes, (d, h, w), groups, outs, needed(groups, outs), tiles * once, setup)
 
 

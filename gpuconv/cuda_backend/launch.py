@@ -6,8 +6,8 @@ set of strides (its ``prepare`` is cached), so that a repeated call does little 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
@@ -56,8 +56,6 @@ PROBLEM = np.dtype(
 )
 BOUNDARY = {mode: code for code, mode in enumerate(PADDING_MODES)}
 DTYPE = {dtype: code for code, dtype in enumerate(dtypes.ALL)}
-
-LAUNCH_SECONDS = 3e-6  # what every launch costs, in the cost models
 
 # Linear indices run past the end by at most one step of a grid-stride loop.
 _INDEX_LIMIT = 2**31 - 2**26
@@ -150,18 +148,35 @@ def address(array: Any) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """A kernel with everything but the arrays."""
+    """A kernel with everything but the arrays. It is called where its device is the current one."""
 
     kernel: Any
     grid: tuple[int, int, int]
     block: tuple[int, int, int]
     constants: tuple[Any, ...]  # the arguments after the arrays
     shared_bytes: int = 0
+    _start: Callable[..., None] | None = field(default=None, init=False, repr=False, compare=False)
 
     def __call__(self, device: Any, *arrays: Any) -> None:
-        device.launch(
-            self.kernel, self.grid, self.block, (*arrays, *self.constants), self.shared_bytes
-        )
+        (self._start or self._starter(device, len(arrays)))(arrays)
+
+    def _starter(self, device: Any, count: int) -> Callable[..., None]:
+        """What launches it with `count` arrays; a device may pack the other arguments once."""
+        own = getattr(device, "starter", None)
+        if own is not None:
+            start = own(
+                self.kernel, self.grid, self.block, self.constants, self.shared_bytes, count
+            )
+        else:
+
+            def start(arrays: tuple[Any, ...]) -> None:
+                device.launch(
+                    self.kernel, self.grid, self.block, (*arrays, *self.constants),
+                    self.shared_bytes,
+                )  # fmt: skip
+
+        object.__setattr__(self, "_start", start)
+        return start  # type: ignore[no-any-return]
 
 
 def pack(problem: ConvProblem, layout: Layout) -> Any:

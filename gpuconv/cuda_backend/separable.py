@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from gpuconv import dtypes
-from gpuconv.cuda_backend import launch, tile
+from gpuconv.cuda_backend import launch, rates, tile
 from gpuconv.cuda_backend.launch import Launch, Layout, Macros
 from gpuconv.cuda_backend.tile import Block
 from gpuconv.dtypes import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, UINT8, DType
@@ -37,8 +37,7 @@ _TALL, _SHORT = 8, 4  # output rows per thread
 _TALL_FILTER = 9  # from this height on, tall tiles pay
 _TILES_PER_SM = 2
 
-_RATE = {"float32": 1.0, "float64": 0.5, "int64": 0.12, "uint64": 0.12}  # of the float32 rate
-_EFFICIENCY = 0.4
+_EFFICIENCY = 0.4  # the share of the multiply-add rate
 _BANDWIDTH = 0.7  # of the copy's
 _ROUND_TRIP = 30e-6  # seconds to bring w to the host and the factors back
 
@@ -103,10 +102,10 @@ def cost(problem: ConvProblem, device: Any) -> float:
     r, s = problem.filter
     tiles = max(block.count(problem, problem.batch), device.sm_count)
     products = tiles * block.tile_w * ((block.tile_h + r - 1) * s + block.tile_h * r)
-    peak = 128 * device.sm_count * device.clock_hz * _RATE[problem.accumulator.name]
+    peak = rates.multiply_adds(device, problem.accumulator)
     seconds = float(products / (peak * _EFFICIENCY))
     moved = problem.bytes_moved / float(device.bandwidth * _BANDWIDTH)
-    return launch.LAUNCH_SECONDS + _ROUND_TRIP + max(seconds, moved)
+    return rates.LAUNCH_SECONDS + _ROUND_TRIP + max(seconds, moved)
 
 
 def workspace(problem: ConvProblem, device: Any) -> int:

@@ -13,9 +13,10 @@ from typing import Any, cast
 import numpy as np
 
 from gpuconv.arrays import HostArray, Library
+from gpuconv.calls import Signature
 from gpuconv.dtypes import DType
-from gpuconv.numpy_backend.device import Cpu, cpu
-from gpuconv.plan import Algorithm
+from gpuconv.numpy_backend.device import Cpu, cpu, processor
+from gpuconv.plan import Algorithm, Plan
 
 _NAMES = (
     "pointwise", "winograd", "im2col", "direct", "depthwise", "filter2d", "separable", "fft",
@@ -34,9 +35,34 @@ def device(place: str = "cpu") -> Cpu:
     return cpu()
 
 
+def identity(device: Cpu) -> str:
+    """What measured times are true for, besides this package's code."""
+    return f"{processor()}, {device}, NumPy {np.__version__}"
+
+
 def active(device: Cpu) -> AbstractContextManager[None]:
     """What a call on `device` runs inside of."""
     return nullcontext()
+
+
+def signature(x: Any, w: Any, bias: Any, out: Any) -> Signature | None:
+    """The signature of a call's arrays; None where one of them is no ndarray."""
+    if type(x) is not np.ndarray or type(w) is not np.ndarray:
+        return None
+    key: Signature = (x.shape, x.strides, x.dtype, w.shape, w.dtype)
+    if bias is not None:
+        if type(bias) is not np.ndarray:
+            return None
+        key += (bias.shape, bias.dtype)
+    if out is not None:
+        if type(out) is not np.ndarray:
+            return None
+        key += (out.shape, out.dtype, out.flags.writeable)
+    return key
+
+
+def bind(plan: Plan, x: HostArray, w: HostArray, bias: HostArray | None, y: HostArray) -> None:
+    """Nothing is prepared beyond the plan: algorithms take the arrays as they come."""
 
 
 def take(array: Any, library: Library, device: Cpu) -> HostArray:

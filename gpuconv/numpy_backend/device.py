@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import platform
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 WORKSPACE_CAP = 64 << 20  # bytes of scratch memory per call, unless the caller's limit is lower
 
@@ -41,3 +44,13 @@ def cpu() -> Cpu:
     else:
         threads = os.cpu_count() or 1
     return Cpu(threads=threads)
+
+
+@lru_cache(maxsize=1)
+def processor() -> str:
+    """The processor's name."""
+    with suppress(OSError):  # Linux alone has the file
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
