@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, TextIO
 
-from bench.report import Cell, Table, geomean
+from bench.report import Cell, Table, geomean, operation
 from bench.run import Document
 
 _LEAST = 0.05  # a change below this is none
@@ -23,6 +23,7 @@ class Change:
     """One row in both documents."""
 
     key: str
+    operation: str
     before: float
     after: float
     noise: float  # of the ratio, as a fraction
@@ -57,7 +58,8 @@ def changes(a: Document, b: Document, contestant: str = "gpuconv") -> list[Chang
             drift = old[peer]["median"] / new[peer]["median"]
             against = x["median"] / y["median"] / drift
         noise = _spread(x) + _spread(y)
-        found.append(Change(entry["key"], x["median"], y["median"], noise, against))
+        times = x["median"], y["median"]
+        found.append(Change(entry["key"], operation(entry), *times, noise, against))
     return sorted(found, key=lambda change: change.speedup)
 
 
@@ -90,11 +92,13 @@ def table(a: Document, b: Document, contestant: str = "gpuconv") -> Table:
         f"{len(every)} rows in both: {faster} faster, {slower} slower, "
         f"{len(every) - faster - slower} unchanged within the noise."
     )
-    mean = geomean(change.speedup for change in every)
-    beside = geomean(c.against_peers for c in every if c.against_peers is not None)
-    if mean is not None:
+    kinds = dict.fromkeys(change.operation for change in every)
+    for kind in kinds:
+        some = [change for change in every if change.operation == kind]
+        mean = geomean(change.speedup for change in some)
+        beside = geomean(c.against_peers for c in some if c.against_peers is not None)
         result.notes.append(
-            f"Geometric mean of the speed-ups: {mean:.3f}"
+            f"Geometric mean of the speed-ups{f' of {kind}' if len(kinds) > 1 else ''}: {mean:.3f}"
             + ("" if beside is None else f"; beside the peers: {beside:.3f}")
         )
     keys = [{entry["key"] for entry in d["rows"] if "cells" in entry} for d in (a, b)]

@@ -1,4 +1,4 @@
-"""Random small problems on the GPU, every algorithm, against the float64 reference.
+"""Random small problems on the GPU, every algorithm of every operation, against the reference.
 
 ``python -m bench.gpu_problems --seconds 30 --record FILE`` is what ``bench.on_gpu`` runs, by itself
 and under compute-sanitizer; it needs neither pytest nor hypothesis. Every result is one JSON line.
@@ -7,17 +7,24 @@ and under compute-sanitizer; it needs neither pytest nor hypothesis. Every resul
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import gpuconv
-from gpuconv import testing
+from gpuconv import backends, testing
+from gpuconv.execute import as_layout_shape
+from gpuconv.plan import choose
+from gpuconv.problem import ROLES, ConvProblem, Operation, describe
 from gpuconv.testing import Case
 
 Result = dict[str, Any]
@@ -51,45 +58,61 @@ FIXED = (
 )
 
 
-def cases() -> Iterator[Case]:
-    """The fixed ones, then random ones without end."""
-    yield from FIXED
-    seed = 0
-    while True:
-        yield testing.random_case(seed)
-        seed += 1
+def cases() -> Iterator[tuple[Case, Operation]]:
+    """The fixed ones, forward and then backward; then random ones without end."""
+    for operation in ROLES:
+        for case in FIXED:
+            yield case, operation
+    for seed in itertools.count():
+        yield testing.random_case(seed), tuple(ROLES)[seed % len(ROLES)]
 
 
-def check(case: Case, backend: str) -> Iterator[Result]:
+def _call(
+    case: Case, operation: Operation
+) -> tuple[ConvProblem, tuple[Any, ...], Callable[..., Any]]:
+    """The problem, its arrays (two, and a bias), and the public function, of the options left."""
+    x, w, bias = case.arrays()
+    if operation == "fprop":
+        forward = getattr(gpuconv, case.function)
+        return case.problem(), (x, w, bias), partial(forward, x, w, bias, **case.kwargs)
+    options = {k: v for k, v in case.kwargs.items() if k != "dtype"}
+    y = case.problem()
+    dtype = case.w_dtype if operation == "dgrad" else case.x_dtype
+    shape = as_layout_shape(y.y_shape, y.layout.endswith("C"), y.batched)
+    rng = np.random.default_rng(case.seed + 1)
+    dy = testing.random_array(rng, shape, dtype, case.integers)
+    dy = testing.in_memory_order(dy, case.memory, -1 if y.layout.endswith("C") else -case.ndim - 1)
+    first, second = (dy, w) if operation == "dgrad" else (x, dy)
+    problem = describe(
+        "gpu_problems", case.ndim, case.x_shape, case.w_shape, first.dtype, second.dtype,
+        operation=operation, **options,
+    )  # fmt: skip
+    if operation == "dgrad":
+        gradient = getattr(gpuconv.grad, f"{case.function}_input")
+        return problem, (dy, w, None), partial(gradient, case.x_shape, w, dy, **options)
+    gradient = getattr(gpuconv.grad, f"{case.function}_weight")
+    return problem, (x, dy, None), partial(gradient, x, case.w_shape, dy, **options)
+
+
+def check(case: Case, backend: str, operation: Operation = "fprop") -> Iterator[Result]:
     """Compute `case` with every algorithm that can serve, on `backend`; one result each."""
-    problem = case.problem()
     try:
-        x, w, bias = case.arrays()
+        problem, arrays, function = _call(case, operation)
     except (ImportError, TypeError) as error:  # bfloat16 where ml_dtypes is not installed
-        yield {"problem": str(problem), "outcome": "skipped", "text": str(error)}
+        yield {"problem": str(case), "outcome": "skipped", "text": str(error)}
         return
-    function = getattr(gpuconv, case.function)
-    plan = getattr(gpuconv, f"plan_{case.function}")
-    dtype: tuple[Any, ...] = (case.x_dtype, case.w_dtype)
-    options = dict(case.kwargs)
-    if "dtype" in options:
-        dtype = (*dtype, options["dtype"])
-    planned = {k: v for k, v in options.items() if k != "dtype"}
-    candidates = plan(
-        case.x_shape, case.w_shape, dtype=dtype, bias=case.bias, backend=backend, **planned
-    ).candidates
+    device = backends.backend(backend).device()
+    candidates = choose("gpu_problems", problem, backend, device).candidates
     for candidate in candidates:
         if candidate.cost is None:
             continue
         result = {"problem": str(problem), "algorithm": candidate.algorithm, "outcome": "passed"}
-        module = import_module(f"gpuconv.{backend}_backend.{candidate.algorithm}")
+        plan = choose("gpu_problems", problem, backend, device, candidate.algorithm)
+        c = getattr(plan.implementation, "ERROR_CONSTANT", 1.0)
         try:
             with gpuconv.use_backend(backend):
-                y = function(x, w, bias, algorithm=candidate.algorithm, **options)
-            testing.assert_close(
-                problem, y, x, w, bias,
-                c=getattr(module, "ERROR_CONSTANT", 1.0) * (1 if case.integers else 4),
-            )  # fmt: skip
+                y = function(algorithm=candidate.algorithm)
+            testing.assert_close(problem, y, *arrays, c=c if case.integers else 4 * c)
         except ValueError as error:  # an algorithm that looks at w may still refuse it
             result |= {"outcome": "skipped", "text": str(error)[:300]}
         except Exception as error:
@@ -103,14 +126,14 @@ def run(
     """Check cases until the time is up; how many passed, failed and were skipped."""
     counts = {"passed": 0, "failed": 0, "skipped": 0}
     end = time.monotonic() + seconds
-    for done, case in enumerate(cases()):
+    for done, (case, operation) in enumerate(cases()):
         if done >= most or time.monotonic() > end:
             break
         try:
-            results = list(check(case, backend))
+            results = list(check(case, backend, operation))
         except Exception as error:
             text = f"{type(error).__name__}: {error}"[:1000]
-            results = [{"problem": str(case), "outcome": "failed", "text": text}]
+            results = [{"problem": f"{operation}: {case}", "outcome": "failed", "text": text}]
         for result in results:
             counts[result["outcome"]] += 1
             record(result)

@@ -18,7 +18,10 @@ Shape = tuple[int, int, int]  # C, H, W
 
 @dataclass(frozen=True)
 class Layer:
-    """One convolution of a network. Filters are square, and so are strides and dilations."""
+    """One convolution of a network. Filters are square, and so are strides and dilations.
+
+    A transposed one spreads every pixel over a filter's extents, `stride` apart.
+    """
 
     name: str
     channels: int  # C
@@ -30,10 +33,15 @@ class Layer:
     padding: int = 0
     dilation: int = 1
     groups: int = 1
+    transposed: bool = False
 
     @property
     def output(self) -> Shape:
         """K, P, Q."""
+        if self.transposed:
+            reach = self.dilation * (self.filter - 1) + 1 - 2 * self.padding
+            height, width = ((n - 1) * self.stride + reach for n in (self.height, self.width))
+            return self.filters, height, width
         height, width = (
             output_extent(n, self.filter, self.stride, self.padding, self.padding, self.dilation)
             for n in (self.height, self.width)
@@ -43,6 +51,9 @@ class Layer:
     @property
     def macs(self) -> int:
         """Products of one image."""
+        if self.transposed:
+            pixels = self.channels * self.height * self.width
+            return pixels * self.filters // self.groups * self.filter**2
         return math.prod(self.output) * self.channels // self.groups * self.filter**2
 
 
@@ -83,6 +94,15 @@ class Walk:
         channels = self.shape[0]
         return self.conv(name, channels, filter, stride, groups=channels)
 
+    def transposed(
+        self, name: str, filters: int, filter: int, stride: int, padding: int = 0
+    ) -> Shape:
+        """A transposed convolution of the current image: `stride` times its extents, about."""
+        layer = Layer(name, *self.shape, filters, filter, stride, padding, transposed=True)
+        self.layers.append(layer)
+        self.shape = layer.output
+        return layer.output
+
     def pool(self, size: int, stride: int, padding: int = 0) -> Shape:
         channels, *extents = self.shape
         height, width = (output_extent(n, size, stride, padding, padding, 1) for n in extents)
@@ -100,10 +120,10 @@ class Walk:
             raise ValueError(f"{branch} is too small beside {self.shape}")
         self.shape = (self.shape[0] + branch[0], *self.shape[1:])
 
-    def upsample(self, filters: int | None = None) -> None:
-        """Twice the extents: interpolated, or by a transposed convolution (not recorded)."""
+    def upsample(self) -> None:
+        """Twice the extents, interpolated."""
         channels, height, width = self.shape
-        self.shape = (filters or channels, 2 * height, 2 * width)
+        self.shape = (channels, 2 * height, 2 * width)
 
 
 def vgg16(size: int = 224) -> list[Layer]:
@@ -232,7 +252,7 @@ def replknet31b(size: int = 224) -> list[Layer]:
 
 
 def unet(size: int = 572) -> list[Layer]:
-    """Unpadded, so that every step shrinks; the 2x2 up-convolutions are transposed ones."""
+    """Unpadded, so that every step shrinks; the up-convolutions are transposed ones."""
     walk = Walk(1, size)
     skips: list[Shape] = []
     for level in range(5):
@@ -244,7 +264,7 @@ def unet(size: int = 572) -> list[Layer]:
             walk.pool(2, 2)
     for level in reversed(range(4)):
         channels = 64 << level
-        walk.upsample(channels)
+        walk.transposed(f"up{level}.upconv", channels, 2, 2)
         walk.concatenate(skips[level])
         walk.conv(f"up{level}.0", channels, 3, padding=0)
         walk.conv(f"up{level}.1", channels, 3, padding=0)
@@ -306,6 +326,15 @@ def deeplab_aspp(size: int = 513) -> list[Layer]:
     return layers
 
 
+def dcgan(width: int = 64) -> list[Layer]:
+    """A generator of 64x64 pictures, from 100 random numbers; `width` is that of the last layer."""
+    walk = Walk(100, 1)
+    walk.transposed("conv1", 8 * width, 4, 1)
+    for i, channels in enumerate((4 * width, 2 * width, width, 3), start=2):
+        walk.transposed(f"conv{i}", channels, 4, 2, 1)
+    return walk.layers
+
+
 NETWORKS: dict[str, tuple[str, str, Callable[[], list[Layer]]]] = {
     # name: (title, source, layers)
     "resnet50": (
@@ -357,5 +386,11 @@ NETWORKS: dict[str, tuple[str, str, Callable[[], list[Layer]]]] = {
         "DeepLabV3 ASPP, 513x513",
         "Chen et al., Rethinking Atrous Convolution (arXiv 1706.05587), section 3.3",
         deeplab_aspp,
+    ),
+    "dcgan": (
+        "DCGAN generator, 64x64",
+        "Radford et al. (arXiv 1511.06434), section 3; the filters and widths of PyTorch's "
+        "examples, dcgan/main.py",
+        dcgan,
     ),
 }

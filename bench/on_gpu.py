@@ -1,9 +1,10 @@
 """``python -m bench.on_gpu --out DIR``: everything that only a real GPU can show, in one command.
 
 1. random problems on every algorithm against the float64 reference (needs nothing but CuPy),
-2. the tests marked ``gpu``, where pytest is installed,
-3. compute-sanitizer's memcheck and racecheck on small problems, where the tool is,
-4. a first benchmark beside torch with cuDNN and cupyx.scipy.
+2. the algorithms beside each other on a few rows: which one wins where, and what was predicted,
+3. the tests marked ``gpu``, where pytest is installed,
+4. compute-sanitizer's memcheck and racecheck on small problems, where the tool is,
+5. the sample suite, forward and backward, beside torch with cuDNN and cupyx.scipy.
 
 Each part is a process of its own with a hard limit on its time: one that runs over is cut and
 reported as cut, one that crashes takes nothing else with it. From a bare checkout::
@@ -255,23 +256,23 @@ def find_sanitizer() -> str | None:
     return shutil.which("compute-sanitizer", path=path)
 
 
-def benchmark(dtype: str) -> Callable[[float, Path, Path], Part]:
-    """The part that times the sample suite in `dtype`."""
+def benchmark(name: str, *options: str) -> Callable[[float, Path, Path], Part]:
+    """The part that times the sample suite as the options of ``python -m bench`` say."""
 
     def part(seconds: float, out: Path, temporary: Path) -> Part:
         from bench import report
         from bench.run import read
 
-        result = out / f"bench_{dtype}.json"
+        result, log = out / f"{name}.json", out / f"{name}.log"
         command = [
             sys.executable, "-m", "bench", "--backend", "cuda", "--suite", "sample", "--batch",
-            "32", "--dtype", dtype, "--budget", "0.15", "--out", str(result),
-            "--deadline", str(max(5, seconds - 25)),
+            "32", "--budget", "0.15", "--out", str(result),
+            *options,
         ]  # fmt: skip
-        (done,) = run_processes([command], seconds, temporary / "bench.log")
-        found: Part = {"state": "cut" if done.cut else "done", "seconds": done.seconds}
+        done, took = _resumed(command, seconds, result, log)
+        found: Part = {"state": "cut" if done.cut else "done", "seconds": took}
         if not result.exists():
-            tail = (temporary / "bench.log").read_text(errors="replace").splitlines()[-8:]
+            tail = log.read_text(errors="replace").splitlines()[-8:]
             return found | {"state": "failed", "why": " | ".join(tail)}
         document = read(result)
         found["rows"] = sum("cells" in row for row in document["rows"])
@@ -280,6 +281,9 @@ def benchmark(dtype: str) -> Callable[[float, Path, Path], Part]:
         found["geomean"] = None if mean is None else round(mean, 3)
         if "cut" in document:
             found |= {"state": "cut", "why": document["cut"]}
+        if done.status not in (0, 1, None):
+            found |= {"state": "failed", "why": f"the process died: status {done.status}"}
+        found["fastest"] = _fastest(document)
         if troubles := report.troubles(document):
             found |= {"state": "failed", "failures": troubles[:20]}
         return found
@@ -287,14 +291,76 @@ def benchmark(dtype: str) -> Callable[[float, Path, Path], Part]:
     return part
 
 
+def _resumed(command: list[str], seconds: float, result: Path, log: Path) -> tuple[Finished, float]:
+    """Run the benchmark; where a row's kernel takes the device or the process with it, go on after
+    that row in another process."""
+    end = time.monotonic() + seconds
+    while True:
+        left = end - time.monotonic()
+        deadline = str(max(5.0, left - min(25.0, left / 3)))
+        tried = _rows_tried(result)
+        (done,) = run_processes([[*command, "--resume", "--deadline", deadline]], left, log)
+        left = end - time.monotonic()
+        died = done.status not in (0, 1, None) or _lost(result)
+        if not died or _rows_tried(result) == tried or left < 20:
+            return done, round(seconds - left, 1)
+
+
+def _rows_tried(result: Path) -> int:
+    from bench.run import read
+
+    if not result.exists():
+        return 0
+    document = read(result)
+    return len(document["rows"]) + ("measuring" in document)
+
+
+def _lost(result: Path) -> bool:
+    from bench.run import read
+
+    return result.exists() and "device was lost" in read(result).get("cut", "")
+
+
+def _fastest(document: dict[str, Any]) -> dict[str, int]:
+    """How many rows each algorithm is the fastest of, where they were timed beside each other."""
+    from bench import report
+
+    return _tally(f"{choice.best} ({choice.group})" for choice in report.choices(document))
+
+
+# Where the choice of an algorithm is least certain: 3x3, strided, depthwise, one picture.
+_CONTESTED = (
+    "resnet50/layer1.0.conv2", "mobilenetv2/block2.depthwise", "filters/4096x4096 7x7",
+    "resnet50/conv1", "resnet50/layer3.1.conv2", "replknet31b/stage2.0.large", "unet/up2.upconv",
+)  # fmt: skip
+
+
+def _algorithms(dtype: str) -> Callable[[float, Path, Path], Part]:
+    """No model of a cost is trusted here: every algorithm that can serve is timed."""
+    return benchmark(
+        f"algorithms_{dtype}", "--dtype", dtype, "--operation", "fprop", "dgrad", "wgrad",
+        "--algorithms", "1e9", "--row-limit", "0.2", "--peers", "--filter", *_CONTESTED,
+    )  # fmt: skip
+
+
 PARTS: dict[str, tuple[float, Callable[[float, Path, Path], Part]]] = {
     # name: (share of the time that is left, relative to the parts after it; what it does)
     "problems": (50, problems),
-    "tests": (150, tests),
-    "memcheck": (50, sanitizer("memcheck")),
-    "racecheck": (50, sanitizer("racecheck")),
-    "bench_float32": (90, benchmark("float32")),
-    "bench_float16": (60, benchmark("float16")),
+    "algorithms_float32": (40, _algorithms("float32")),
+    "algorithms_float16": (30, _algorithms("float16")),
+    "tests": (110, tests),
+    "memcheck": (40, sanitizer("memcheck")),
+    "racecheck": (30, sanitizer("racecheck")),
+    "bench_float32": (60, benchmark("bench_float32", "--dtype", "float32")),
+    "bench_float16": (40, benchmark("bench_float16", "--dtype", "float16")),
+    "gradients_float32": (
+        50,
+        benchmark("gradients_float32", "--dtype", "float32", "--operation", "dgrad", "wgrad"),
+    ),
+    "gradients_float16": (
+        40,
+        benchmark("gradients_float16", "--dtype", "float16", "--operation", "dgrad", "wgrad"),
+    ),
 }
 
 
@@ -357,8 +423,9 @@ def main(argv: list[str] | None = None) -> int:
     from bench import machine
 
     options.out.mkdir(parents=True, exist_ok=True)
-    for old in ("problems.log", "tests.log", "memcheck.log", "racecheck.log"):
-        (options.out / old).unlink(missing_ok=True)
+    for name in options.parts:  # what an earlier run left
+        for kind in ("log", "json"):
+            (options.out / f"{name}.{kind}").unlink(missing_ok=True)
     summary: dict[str, Any] = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": options.commit or machine.commit(),
@@ -400,18 +467,26 @@ def _table(summary: dict[str, Any], out: Path) -> str:
     from bench.run import read
 
     texts = []
-    for path in sorted(out.glob("bench_*.json")):
-        if path.stem not in summary["parts"]:
-            continue  # of an earlier run
+    for name in summary["parts"]:
+        path = out / f"{name}.json"
+        if not path.exists():
+            continue
         document = read(path)
-        texts.append(report.heading(document))
-        texts += [report.short_table(document).plain(), report.summary_table(document).plain()]
+        texts.append(f"{name}: {report.heading(document)}")
+        if choices := report.choice_table(document):
+            texts += [report.race_table(document).plain(), choices.plain()]
+        else:
+            texts += [report.short_table(document).plain(), report.summary_table(document).plain()]
     parts = report.Table("on the GPU", ["part", "state", "seconds", "what"], left=4)
     for name, part in summary["parts"].items():
         counts = ", ".join(f"{n} {outcome}" for outcome, n in part.get("counts", {}).items())
         what = [counts, part.get("summary"), part.get("why"), part.get("note")]
         if "rows" in part:
-            what.append(f"{part['rows']} rows, geomean {part['geomean']} of the best peer")
+            what.append(f"{part['rows']} rows")
+        if part.get("geomean"):
+            what.append(f"geomean {part['geomean']} of the best peer")
+        if fastest := part.get("fastest"):
+            what.append("fastest: " + ", ".join(f"{n} {count}" for n, count in fastest.items()))
         parts.rows.append(
             [name, part["state"], str(part.get("seconds", "")), "; ".join(filter(None, what))]
         )

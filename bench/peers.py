@@ -1,14 +1,14 @@
 """The contestants: gpuconv, and the libraries that people use for the same problems.
 
-A peer turns a row and its data into a ``Contestant``: a call without arguments that computes y from
-inputs which are already where and how that library likes them. What it cannot do raises ``Unable``
-with the reason, and its cell stays empty.
+A peer turns a row and its data into a ``Contestant``: a call without arguments that computes the
+row's result from inputs which are already where and how that library likes them. What it cannot do
+raises ``Unable`` with the reason, and its cell stays empty.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -20,6 +20,7 @@ import gpuconv
 from bench.suites import Data, Row
 from gpuconv import backends
 from gpuconv.arrays import HostArray
+from gpuconv.plan import Plan, choose
 
 # What rounding peers are allowed: their sums may be Winograd's or an FFT's, whose errors are larger
 # than those of a plain sum. It is enough to tell a wrong convolution from a right one.
@@ -28,7 +29,11 @@ FFT_C = 256.0
 
 
 class Unable(Exception):  # noqa: N818  (it is an answer, not a failure)
-    """Why a contestant cannot do a row."""
+    """Why a contestant cannot do a row; `info` for its cell."""
+
+    def __init__(self, reason: str, **info: Any) -> None:
+        super().__init__(reason)
+        self.info = info
 
 
 def _nothing() -> None:
@@ -41,7 +46,7 @@ class Contestant:
 
     name: str
     run: Callable[[], Any]
-    to_host: Callable[[Any], HostArray]  # run's result as (N, K, spatial...), NumPy
+    to_host: Callable[[Any], HostArray]  # run's result, channels first, NumPy
     before: Callable[[], None] = _nothing  # untimed, before every sample
     c: float = PEER_C  # the constant of its error bound
     host_timed: bool = False  # on a GPU: waits for its own result, and events do not see its stream
@@ -80,39 +85,63 @@ def gpuconv_contestant(
     """The public function, as users call it: it plans (from its cache), allocates, computes."""
     x, w = (_place(a, backend) for a in (data.x, data.w))
     if channels_last:
-        if row.x_shape[1] == 1:
-            raise Unable("one channel: the memory is the same")
-        x = _channels_last(x, backend)
-    function = getattr(gpuconv, f"conv{row.ndim}d")
-    options = row.options
+        _more_than_one_channel(row)
+        x, w = (
+            _channels_last(a, backend) if image else a
+            for a, image in zip((x, w), row.images, strict=True)
+        )
     try:
-        plan = getattr(gpuconv, f"plan_conv{row.ndim}d")(
-            row.x_shape, row.w_shape, dtype=(row.x_dtype, row.w_dtype), backend=backend,
-            algorithm=algorithm, **options,
-        )  # fmt: skip
+        plan = planned(row, backend, algorithm, channels_last)
     except ValueError as error:
         raise Unable(str(error)) from error
-    module = plan.implementation
+    info = {
+        "algorithm": plan.algorithm,
+        "predicted": plan.cost,
+        "workspace_bytes": plan.workspace_bytes,
+    }
+    if reason := next(c.rejected for c in plan.candidates if c.algorithm == plan.algorithm):
+        info["only_by_name"] = reason
     return Contestant(
         name="gpuconv" if algorithm == "auto" else f"gpuconv.{algorithm}",
-        run=lambda: function(x, w, algorithm=algorithm, **options),
+        run=_gpuconv_call(row, x, w, algorithm=algorithm, **row.options),
         to_host=_to_host,
         # An algorithm whose rounding is not a plain sum's states its own constant.
-        c=float(getattr(module, "ERROR_CONSTANT", 1.0)),
-        info={
-            "algorithm": plan.algorithm,
-            "predicted": plan.cost,
-            "workspace_bytes": plan.workspace_bytes,
-        },
+        c=float(getattr(plan.implementation, "ERROR_CONSTANT", 1.0)),
+        info=info,
     )
+
+
+def _gpuconv_call(row: Row, x: Any, w: Any, **options: Any) -> Callable[[], Any]:
+    if row.operation == "fprop":
+        name = f"conv_transpose{row.ndim}d" if row.transposed else f"conv{row.ndim}d"
+        forward = getattr(gpuconv, name)
+        return lambda: forward(x, w, **options)
+    if row.operation == "dgrad":
+        gradient = getattr(gpuconv.grad, f"conv{row.ndim}d_input")
+        return lambda: gradient(row.x_shape, w, x, **options)
+    gradient = getattr(gpuconv.grad, f"conv{row.ndim}d_weight")
+    return lambda: gradient(x, row.w_shape, w, **options)
+
+
+def planned(row: Row, backend: str, algorithm: str = "auto", channels_last: bool = False) -> Plan:
+    """The plan that gpuconv's functions make for `row`."""
+    problem = replace(row.problem, channels_last=channels_last)
+    return choose("bench", problem, backend, backends.backend(backend).device(), algorithm)
 
 
 def algorithms(row: Row, backend: str) -> dict[str, float]:
     """Every algorithm that can serve `row`, by "auto" or only by name: its predicted seconds."""
-    plan = getattr(gpuconv, f"plan_conv{row.ndim}d")(
-        row.x_shape, row.w_shape, dtype=(row.x_dtype, row.w_dtype), backend=backend, **row.options
+    candidates = planned(row, backend).candidates
+    return {c.algorithm: c.cost for c in candidates if c.cost is not None}
+
+
+def _more_than_one_channel(row: Row) -> None:
+    """Raise Unable where channels-last memory is no other."""
+    channels = (
+        shape[1] for shape, image in zip(row.operand_shapes, row.images, strict=True) if image
     )
-    return {c.algorithm: c.cost for c in plan.candidates if c.cost is not None}
+    if all(count == 1 for count in channels):
+        raise Unable("one channel: the memory is the same")
 
 
 def _place(array: HostArray, backend: str) -> Any:
@@ -157,24 +186,20 @@ def _torch_tensor(array: HostArray) -> Any:
 def _torch(device: str, channels_last: bool, benchmark: bool) -> Callable[[Row, Data], Contestant]:
     def build(row: Row, data: Data) -> Contestant:
         import torch
-        import torch.nn.functional as F  # noqa: N812  (as everyone calls it)
 
         if channels_last and row.ndim != 2:
             raise Unable("channels_last is for 2-D")
-        if channels_last and row.x_shape[1] == 1:
-            raise Unable("one channel: the memory is the same")
+        if channels_last:
+            _more_than_one_channel(row)
         if row.precision == "tf32x3":
             raise Unable("has no tf32x3")
         if device == "cuda" and not torch.cuda.is_available():
             raise Unable("this torch sees no CUDA device")
-        x, w = (_torch_tensor(a).to(device) for a in (data.x, data.w))
-        if channels_last:
-            x, w = (a.contiguous(memory_format=torch.channels_last) for a in (x, w))
-        conv = getattr(F, f"conv{row.ndim}d")
-        options = {k: v for k, v in row.options.items() if k != "precision"}
-
-        def run() -> Any:
-            return conv(x if x.dtype == w.dtype else x.to(w.dtype), w, **options)
+        memory = torch.channels_last if channels_last else torch.contiguous_format
+        x, w = (
+            _torch_tensor(a).to(device).contiguous(memory_format=memory) for a in (data.x, data.w)
+        )
+        run = _torch_call(row, x, w, memory)
 
         def before() -> None:
             if device == "cuda":
@@ -184,6 +209,26 @@ def _torch(device: str, channels_last: bool, benchmark: bool) -> Callable[[Row, 
         return Contestant("torch", run, _to_host, before)
 
     return build
+
+
+def _torch_call(row: Row, x: Any, w: Any, memory: Any) -> Callable[[], Any]:
+    import torch
+    import torch.nn.functional as F  # noqa: N812  (as everyone calls it)
+
+    options = {k: v for k, v in row.options.items() if k != "precision"}
+    if row.operation == "fprop":
+        name = f"conv_transpose{row.ndim}d" if row.transposed else f"conv{row.ndim}d"
+        conv = getattr(F, name)
+        return lambda: conv(x if x.dtype == w.dtype else x.to(w.dtype), w, **options)
+    # What autograd calls. It takes the array that the gradient is of for its shape and memory.
+    backward = torch.ops.aten.convolution_backward
+    stride, padding, dilation = ([options[k]] * row.ndim for k in ("stride", "padding", "dilation"))
+    rest = None, stride, padding, dilation, False, [0] * row.ndim, row.groups
+    shape = row.x_shape if row.operation == "dgrad" else row.w_shape
+    of = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory)
+    if row.operation == "dgrad":
+        return lambda: backward(x, of, w, *rest, [True, False, False])[0]
+    return lambda: backward(w, x, of, *rest, [False, True, False])[1]
 
 
 # ---- libraries of pictures and signals -------------------------------------------------------
@@ -354,8 +399,18 @@ def _jax(platform: str) -> Callable[[Row, Data], Contestant]:
                 precision="default" if row.precision == "tf32" else "highest",
             )
 
+        # A convolution is linear in each operand: what jax.vjp makes of it, too.
+        of_x, of_w = (
+            jax.ShapeDtypeStruct(shape, data.x.dtype)
+            for shape in (problem.x_shape, problem.w_shape)
+        )
+        functions: dict[str, Callable[[Any, Any], Any]] = {
+            "fprop": conv,
+            "dgrad": lambda dy, w: jax.linear_transpose(lambda x: conv(x, w), of_x)(dy)[0],
+            "wgrad": lambda x, dy: jax.linear_transpose(lambda w: conv(x, w), of_w)(dy)[0],
+        }
         x, w = (jax.device_put(a, device) for a in (data.x, data.w))
-        compiled = jax.jit(conv)
+        compiled = jax.jit(functions[problem.operation])
         return Contestant(
             "jax", lambda: compiled(x, w).block_until_ready(), _to_host, host_timed=True
         )

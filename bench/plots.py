@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from bench.report import best_peer, best_ratio
+from bench.report import best_peer, best_ratio, operation, operations
 from bench.run import Document
 
 # The colours of Okabe and Ito: told apart by everyone.
@@ -26,11 +26,20 @@ def plot(document: Document, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     with plt.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-        drawings: list[tuple[str, Callable[[], Any]]] = [
-            *((f"ratio_{s}", partial(_ratio_bars, plt, document, s)) for s in document["suites"]),
-            ("roofline", partial(_roofline, plt, document)),
-            *((f"time_{s}", partial(_filters, plt, document, s)) for s in ("filters", "gaussian")),
-        ]
+        drawings: list[tuple[str, Callable[[], Any]]] = []
+        for kind in operations(document):
+            suffix = "" if kind == "fprop" else f"_{kind}"
+            rows = [entry for entry in document["rows"] if operation(entry) == kind]
+            part = document | {"rows": rows}
+            drawings += [
+                (f"ratio_{suite}{suffix}", partial(_ratio_bars, plt, part, suite))
+                for suite in document["suites"]
+            ]
+            drawings.append((f"roofline{suffix}", partial(_roofline, plt, part)))
+            drawings += [
+                (f"time_{suite}{suffix}", partial(_filters, plt, part, suite))
+                for suite in ("filters", "gaussian")
+            ]
         for name, draw in drawings:
             if figure := draw():
                 path = folder / f"{name}.png"
@@ -58,6 +67,7 @@ def _ratio_bars(plt: Any, document: Document, suite: str) -> Any:
             textcoords="offset points", va="center", fontsize=6,
         )  # fmt: skip
     axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}" if x >= 1 else f"1/{1 / x:g}")
     axes.set_yticks(places, [e["key"].partition("/")[2] for e in entries], fontsize=6)
     axes.set_ylim(len(entries) - 0.4, -0.6)
     axes.axvline(1, color="black", linewidth=0.8)
@@ -186,5 +196,8 @@ def crossovers(
 def _where(document: Document) -> str:
     machine = document["machine"]
     if document["backend"] == "cuda":
-        return f"{machine.get('gpu', 'GPU')}, {document['dtype']} ({document['precision']})"
-    return f"{machine['cpu']}, {machine['threads']} threads, {document['dtype']}"
+        where = f"{machine.get('gpu', 'GPU')}, {document['dtype']} ({document['precision']})"
+    else:
+        where = f"{machine['cpu']}, {machine['threads']} threads, {document['dtype']}"
+    kinds = [kind for kind in operations(document) if kind != "fprop"]
+    return ", ".join([where, *kinds])

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
-from bench.run import Document
+from bench.run import DIED, Document
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,16 @@ def best_ratio(entry: dict[str, Any]) -> float | None:
     return float(entry["cells"][peer]["ratio"][1])
 
 
+def operation(entry: dict[str, Any]) -> str:
+    """fprop, dgrad or wgrad; fprop in a file that does not tell."""
+    return str(entry.get("operation", "fprop"))
+
+
+def operations(document: Document) -> list[str]:
+    """Those that the document has rows of."""
+    return list(dict.fromkeys(map(operation, document["rows"])))
+
+
 def geomean(values: Iterable[float], weights: Iterable[float] | None = None) -> float | None:
     """The (weighted) geometric mean; None of nothing."""
     values = list(values)
@@ -98,16 +108,18 @@ def geomean(values: Iterable[float], weights: Iterable[float] | None = None) -> 
 
 
 def suite_tables(document: Document) -> list[Table]:
-    """One table per suite and batch."""
+    """One table per suite and operation."""
     tables = []
     for name, suite in document["suites"].items():
-        entries = [entry for entry in document["rows"] if entry["suite"] == name]
-        if entries:
-            tables.append(_suite_table(document, suite, entries))
+        for kind in operations(document):
+            entries = [e for e in document["rows"] if e["suite"] == name and operation(e) == kind]
+            if entries:
+                title = suite["title"] + ("" if kind == "fprop" else f": {kind}")
+                tables.append(_suite_table(document, f"{title}  ({suite['source']})", entries))
     return tables
 
 
-def _suite_table(document: Document, suite: dict[str, str], entries: list[dict[str, Any]]) -> Table:
+def _suite_table(document: Document, title: str, entries: list[dict[str, Any]]) -> Table:
     cuda = document["backend"] == "cuda"
     others = [
         name
@@ -116,13 +128,13 @@ def _suite_table(document: Document, suite: dict[str, str], entries: list[dict[s
     ]
     times = ["cold", "warm", "host"] if cuda else ["time"]
     table = Table(
-        f"{suite['title']}  ({suite['source']})",
+        title,
         ["row", "algorithm", *times, "±", "GFLOP/s", "GB/s", "of ceiling", "memory", "best peer",
          "ratio", *others],
         left=2,
     )  # fmt: skip
     for entry in entries:
-        label = entry["key"].partition("/")[2]
+        label = entry["key"].partition("/")[2].replace(f" {operation(entry)} ", " ")
         if entry["count"] > 1:
             label += f" (x{entry['count']})"
         if (entry.get("others") or 0) > _DISTURBED:
@@ -171,21 +183,24 @@ def short_table(document: Document) -> Table:
             ceiling = f"{100 * ours['of_ceiling']:.0f}% {entry['limit'][0]}"
             time, peer, value = _time(ours["median"]), best_peer(entry) or "", best_ratio(entry)
             table.rows.append([entry["key"], ours["algorithm"], time, ceiling, peer, _ratio(value)])
-        else:
-            reasons = {**ours, **{k: v for k, v in entry.items() if k == "skipped"}}
-            table.notes.append(
-                f"{entry['key']}: "
-                + "; ".join(
-                    f"{k}: {reasons[k]}"
-                    for k in ("skipped", "wrong", "failed", "unable")
-                    if k in reasons
-                )
-            )
+        table.notes += _reasons(entry)
     return table
 
 
+def _reasons(entry: dict[str, Any]) -> list[str]:
+    """Why the row, or gpuconv in it, has no time; and what else of gpuconv's went wrong."""
+    if "skipped" in entry:
+        return [f"{entry['key']}: left out: {entry['skipped']}"]
+    return [
+        f"{entry['key']}: {name} {why}: {cell[why]}"
+        for name, cell in entry["cells"].items()
+        for why in ("wrong", "failed", *(("unable",) if name == "gpuconv" else ()))
+        if name.startswith("gpuconv") and why in cell
+    ]
+
+
 def summary_table(document: Document) -> Table:
-    """The means of every suite, batch by batch."""
+    """The means of every suite and operation, batch by batch."""
     names = [
         name
         for name in dict.fromkeys(n for e in document["rows"] for n in e.get("cells", {}))
@@ -196,11 +211,13 @@ def summary_table(document: Document) -> Table:
         ["suite", "rows", "geomean", "by layers", "whole", "worst", "< 0.9", *names],
     )
     groups: dict[str, list[dict[str, Any]]] = {}
-    for entry in document["rows"]:
-        if best_ratio(entry) is not None:
-            groups.setdefault(f"{entry['suite']}, batch {entry['batch']}", []).append(entry)
-    every = [entry for group in groups.values() for entry in group]
+    every = [entry for entry in document["rows"] if best_ratio(entry) is not None]
+    for entry in every:
+        groups.setdefault(f"{_group(entry)}, batch {entry['batch']}", []).append(entry)
     if len(groups) > 1:
+        kinds = dict.fromkeys(map(operation, every))
+        for kind in kinds if len(kinds) > 1 else ():
+            groups[f"all {kind}"] = [entry for entry in every if operation(entry) == kind]
         groups["all"] = every
     for name, entries in groups.items():
         ratios = [best_ratio(entry) or 0.0 for entry in entries]
@@ -232,35 +249,129 @@ def _peer_geomean(entries: list[dict[str, Any]], peer: str) -> float | None:
     return geomean(cell["ratio"][1] for cell in cells if "ratio" in cell)
 
 
+def _group(entry: dict[str, Any]) -> str:
+    kind = operation(entry)
+    return str(entry["suite"]) + ("" if kind == "fprop" else f" {kind}")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What "auto" chose for a row of which other algorithms were measured, too."""
+
+    group: str
+    key: str
+    chosen: str
+    best: str
+    own: float  # seconds
+    least: float
+    untimed: int  # algorithms whose predicted cost was too far from auto's to try them
+
+    @property
+    def loss(self) -> float:
+        return self.own / self.least
+
+    @property
+    def good(self) -> bool:
+        return self.loss <= 1.1
+
+
+def choices(document: Document) -> list[Choice]:
+    """Of every row that was measured with --algorithms.
+
+    An algorithm that "auto" must not choose (because of NaN, of w's values, of rounding) is no
+    better choice, however fast.
+    """
+    found = []
+    for entry in document["rows"] if document.get("algorithms") is not None else ():
+        cells = entry.get("cells", {})
+        ours = cells.get("gpuconv", {})
+        if "median" not in ours:
+            continue
+        others = {n.partition(".")[2]: c for n, c in cells.items() if n.startswith("gpuconv.")}
+        times = {
+            name: cell["median"]
+            for name, cell in others.items()
+            if "median" in cell and "only_by_name" not in cell
+        }
+        chosen = ours["algorithm"]
+        times[chosen] = min(ours["median"], times.get(chosen, math.inf))
+        best = min(times, key=lambda name: times[name])
+        untimed = sum("unable" in cell and "predicted" in cell for cell in others.values())
+        found.append(
+            Choice(_group(entry), entry["key"], chosen, best, times[chosen], times[best], untimed)
+        )
+    return found
+
+
 def algorithm_table(document: Document) -> Table | None:
-    """Is "auto" the best choice? Only where every algorithm was measured."""
-    losses, counts = [], 0
+    """Where "auto" is not the best choice."""
+    losses = [choice for choice in choices(document) if not choice.good]
+    if not losses:
+        return None
     table = Table(
         'Rows where "auto" is more than 10% slower than the best algorithm',
         ["row", "auto", "best", "time of auto", "of the best", "auto/best"],
         left=3,
     )
+    for c in sorted(losses, key=lambda choice: -choice.loss):
+        times = _time(c.own), _time(c.least), f"{c.loss:.2f}"
+        table.rows.append([c.key, c.chosen, c.best, *times])
+    return table
+
+
+def race_table(document: Document) -> Table:
+    """Every algorithm's time beside what it was predicted to take, the fastest first."""
+    table = Table("", ["row", "auto", "fastest first: time, predicted"], left=3)
     for entry in document["rows"]:
         cells = entry.get("cells", {})
-        times = {
-            name.partition(".")[2]: cell["median"]
-            for name, cell in cells.items()
-            if name.startswith("gpuconv.") and "median" in cell
-        }
-        if not times or "median" not in cells.get("gpuconv", {}):
-            continue
-        counts += 1
-        chosen = cells["gpuconv"]["algorithm"]
-        best = min(times, key=lambda name: times[name])
-        # Its own time as that algorithm, so that the same code is not compared with itself.
-        own = min(times.get(chosen, math.inf), cells["gpuconv"]["median"])
-        if own > 1.1 * times[best]:
-            losses.append((own / times[best], entry["key"], chosen, best, own, times[best]))
-    if not counts:
+        ours = cells.get("gpuconv", {})
+        timed = {n.partition(".")[2]: c for n, c in cells.items() if n.startswith("gpuconv.")}
+        if "algorithm" in ours:
+            timed[ours["algorithm"]] = ours
+        timed = {name: cell for name, cell in timed.items() if "median" in cell}
+        texts = [
+            f"{name} {_time(timed[name]['median'])}, {_time(timed[name]['predicted'])}"
+            for name in sorted(timed, key=lambda name: timed[name]["median"])
+        ]
+        table.rows.append([entry["key"], ours.get("algorithm", ""), "; ".join(texts)])
+        table.notes += _reasons(entry)
+    return table
+
+
+def choice_table(document: Document) -> Table | None:
+    """How often "auto" is within 10% of the best algorithm; None where no others were measured."""
+    every = choices(document)
+    if not every:
         return None
-    for loss, key, chosen, best, own, least in sorted(losses, reverse=True):
-        table.rows.append([key, chosen, best, _time(own), _time(least), f"{loss:.2f}"])
-    table.notes = [f'"auto" is within 10% of the best on {counts - len(losses)} of {counts} rows.']
+    table = Table(
+        'Is "auto" within 10% of the best algorithm?',
+        ["suite", "rows", "within 10%", "share", "worst auto/best", "not timed"],
+    )
+    groups: dict[str, list[Choice]] = {}
+    for choice in every:
+        groups.setdefault(choice.group, []).append(choice)
+    for name, group in [*groups.items(), ("all", every)]:
+        good = sum(choice.good for choice in group)
+        table.rows.append(
+            [
+                name,
+                str(len(group)),
+                str(good),
+                Cell(f"{100 * good / len(group):.0f}%", "" if good >= 0.9 * len(group) else "red"),
+                f"{max(choice.loss for choice in group):.2f}",
+                str(sum(choice.untimed for choice in group)),
+            ]
+        )
+    good = sum(choice.good for choice in every)
+    table.notes = [
+        f'"auto" is within 10% of the best on {good} of {len(every)} rows, '
+        f"{100 * good / len(every):.1f}% (the aim is 90%).",
+    ]
+    if sum(choice.untimed for choice in every):
+        table.notes.append(
+            "Not timed: algorithms whose predicted cost is more than "
+            f"{document['algorithms']:g} times auto's (--algorithms TIMES)."
+        )
     return table
 
 
@@ -306,7 +417,12 @@ def doubts(document: Document) -> list[str]:
 
 def troubles(document: Document) -> list[str]:
     """gpuconv's own wrong and failed results: what must be nothing."""
-    return [
+    died = [
+        f"{entry['key']}: {entry['skipped']}"
+        for entry in document["rows"]
+        if entry.get("skipped") == DIED
+    ]
+    return died + [
         f"{entry['key']}: {name} {trouble}: {cell[trouble]}"
         for entry in document["rows"]
         for name, cell in entry.get("cells", {}).items()
@@ -320,9 +436,11 @@ def show(document: Document, file: TextIO | None = None) -> None:
     print(heading(document), file=file)
     for table in suite_tables(document):
         table.print(file)
-    if choice := algorithm_table(document):
-        choice.print(file)
-    summary_table(document).print(file)
+    if (summary := summary_table(document)).rows:
+        summary.print(file)
+    for judgement in (algorithm_table(document), choice_table(document)):
+        if judgement:
+            judgement.print(file)
     for trouble in troubles(document):
         print(trouble, file=file)
 

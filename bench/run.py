@@ -1,8 +1,8 @@
 """Row by row: build the contestants, check their results, time them, write down what was found.
 
 What is found is plain data, the "document", as it stands in the JSON file: settings, machine,
-versions, ceilings, and one entry per row. It is written after every row, so a run that is cut
-short, or crashes the device, loses one row and no more.
+versions, ceilings, and one entry per row. It is written before and after every row, so a run that
+is cut short, or crashes the device, loses one row and no more, and another run can go on with it.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from typing import Any
 from bench import machine
 from bench.check import Check, WrongError
 from bench.measure import Budget, CpuSampler, CudaTimer, Samples, interleave, ratio
-from bench.peers import PEERS, Contestant, Unable, algorithms, gpuconv_contestant
+from bench.peers import PEERS, Contestant, Unable, gpuconv_contestant, planned
 from bench.suites import SUITES, Row
 
 SCHEMA = 1
+DIED = "the process died while it was measured"
 Document = dict[str, Any]
 
 
@@ -42,12 +43,13 @@ class Settings:
     precision: str = "ieee"
     peers: tuple[str, ...] = ()
     threads: int = 1
-    every_algorithm: bool = False
+    algorithms: float | None = None  # also every algorithm of at most so many times auto's cost
     channels_last: bool = False  # also with x in channels-last memory
     budget: Budget = field(default_factory=Budget)
     row_limit: float = 3.0  # predicted seconds of one call, above which a row is left out
     deadline: float = math.inf  # seconds after which no further row is begun
     out: Path | None = None
+    resume: bool = False  # go on with the run whose document is at `out`
     commit: str | None = None
 
 
@@ -58,16 +60,24 @@ def run(
     began = time.monotonic()
     if any(name.startswith("torch") for name in settings.peers):
         import_module("torch")
-    document = _begin(settings)
+    resumed = settings.resume and settings.out is not None and settings.out.exists()
+    document = _go_on(settings) if resumed else _begin(settings)
+    before = document.get("seconds", 0.0)
     timer = CudaTimer() if settings.backend == "cuda" else None
     rows = [row for suite in settings.suites.values() for row in suite]
+    known = {entry["key"] for entry in document["rows"]}
     try:
         for done, row in enumerate(rows):
+            if row.key in known:
+                continue
             progress(done, len(rows), row.key)
             if time.monotonic() - began > settings.deadline:
                 document["cut"] = f"out of time: {len(rows) - done} of {len(rows)} rows not begun"
                 break
+            document["measuring"] = _entry(row)
+            write(document, settings.out)
             entry = measure_row(row, settings, document["ceilings"]["start"], timer)
+            del document["measuring"]
             document["rows"].append(entry)
             write(document, settings.out)
             if _device_lost(entry):
@@ -78,7 +88,8 @@ def run(
             document["ceilings"]["end"] = _ceilings(settings)
     except KeyboardInterrupt:
         document["cut"] = "interrupted"
-    document["seconds"] = round(time.monotonic() - began, 1)
+        document.pop("measuring", None)  # it did no harm, and may be tried again
+    document["seconds"] = round(before + time.monotonic() - began, 1)
     write(document, settings.out)
     return document
 
@@ -88,20 +99,53 @@ def _begin(settings: Settings) -> Document:
         "schema": SCHEMA,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join(["python -m bench", *sys.argv[1:]]),
+        **_about(settings),
+        "ceilings": {"start": _ceilings(settings)},
+        "suites": _suites(settings),
+        "rows": [],
+    }
+
+
+def _about(settings: Settings) -> Document:
+    """What the rows of one document have in common."""
+    return {
         "commit": settings.commit or machine.commit(),
         "backend": settings.backend,
         "dtype": settings.dtype,
         "precision": settings.precision,
         "peers": list(settings.peers),
+        "algorithms": settings.algorithms,
         "machine": machine.describe(settings.backend, settings.threads),
         "versions": machine.versions(),
-        "ceilings": {"start": _ceilings(settings)},
-        "suites": {
-            name: {"title": SUITES[name].title, "source": SUITES[name].source}
-            for name in settings.suites
-        },
-        "rows": [],
     }
+
+
+def _suites(settings: Settings) -> dict[str, dict[str, str]]:
+    return {
+        name: {"title": SUITES[name].title, "source": SUITES[name].source}
+        for name in settings.suites
+    }
+
+
+def _go_on(settings: Settings) -> Document:
+    """The document at `out`; what was being measured when its process died is not tried again.
+
+    Raises ValueError where it is another code's, another machine's, or measures something else.
+    """
+    assert settings.out is not None
+    document = read(settings.out)
+    now = json.loads(json.dumps(_about(settings)))
+    for about in (now, document):
+        about["machine"].pop("sm_clock", None)  # it is another at every moment
+    if other := [name for name in now if now[name] != document[name]]:
+        raise ValueError(
+            f"{settings.out} is of another run: it differs in {', '.join(other)}; measure it anew"
+        )
+    document.pop("cut", None)
+    if "measuring" in document:
+        document["rows"].append(document.pop("measuring") | {"skipped": DIED})
+    document["suites"] |= _suites(settings)
+    return document
 
 
 def _ceilings(settings: Settings) -> dict[str, float]:
@@ -132,18 +176,7 @@ def measure_row(
     row: Row, settings: Settings, ceilings: dict[str, float], timer: CudaTimer | None
 ) -> dict[str, Any]:
     """One row's entry. Nothing that goes wrong in it is raised."""
-    entry: dict[str, Any] = {
-        "key": row.key,
-        "suite": row.suite,
-        "name": row.name,
-        "problem": str(row.problem),
-        "batch": row.batch,
-        "x": list(row.x_shape),
-        "w": list(row.w_shape),
-        "count": row.count,
-        "flops": row.flops,
-        "bytes": row.bytes_moved,
-    }
+    entry = _entry(row)
     floors = {name: entry[name] / ceilings[name] for name in ("flops", "bytes")}
     entry["floor"] = _round(max(floors.values()))
     entry["limit"] = "compute" if floors["flops"] > floors["bytes"] else "memory"
@@ -158,6 +191,23 @@ def measure_row(
     finally:
         if timer is not None:
             _release_device_memory()
+
+
+def _entry(row: Row) -> dict[str, Any]:
+    """What is known of the row beforehand."""
+    return {
+        "key": row.key,
+        "suite": row.suite,
+        "name": row.name,
+        "operation": row.operation,
+        "problem": str(row.problem),
+        "batch": row.batch,
+        "x": list(row.x_shape),
+        "w": list(row.w_shape),
+        "count": row.count,
+        "flops": row.flops,
+        "bytes": row.bytes_moved,
+    }
 
 
 def _release_device_memory() -> None:
@@ -201,7 +251,7 @@ def _cells(
                 contestant.info["host_seconds"] = timer.host(contestant) or 0.0
             standing.append(contestant)
         except Unable as reason:
-            cells[name] = {"unable": str(reason)}
+            cells[name] = {"unable": str(reason), **reason.info}
         except WrongError as error:
             cells.setdefault(name, {})["wrong"] = str(error)
         except Exception as error:
@@ -238,20 +288,23 @@ def _builders(
     yield "gpuconv", ours
     if settings.channels_last:
         yield "gpuconv_last", partial(ours, channels_last=True)
-    if settings.every_algorithm:
-        costs = algorithms(row, backend)
-        hopeless = min(2 * settings.row_limit, 50 * min(costs.values()))
-        for algorithm, cost in costs.items():
-            if cost <= max(hopeless, 1e-3):
-                yield f"gpuconv.{algorithm}", partial(ours, algorithm)
+    if settings.algorithms is not None:
+        plan = planned(row, backend)
+        hopeless = min(2 * settings.row_limit, max(settings.algorithms * plan.cost, 1e-3))
+        for candidate in plan.candidates:
+            name, cost = f"gpuconv.{candidate.algorithm}", candidate.cost
+            if cost is None or candidate.algorithm == plan.algorithm:
+                continue
+            if cost <= hopeless:
+                yield name, partial(ours, candidate.algorithm)
             else:
-                yield f"gpuconv.{algorithm}", partial(_refuse, f"predicted to take {cost:.3g} s")
+                yield name, partial(_too_slow, cost, cost / plan.cost)
     for name in settings.peers:
         yield name, partial(_build_peer, name, row, data, settings)
 
 
-def _refuse(reason: str) -> Contestant:
-    raise Unable(reason)
+def _too_slow(predicted: float, times: float) -> Contestant:
+    raise Unable(f"predicted to take {times:.3g} times as long as auto's", predicted=predicted)
 
 
 def _build_peer(name: str, row: Row, data: Any, settings: Settings) -> Contestant:
@@ -301,11 +354,10 @@ def _watch_memory(backend: str) -> Iterator[Callable[[], int]]:
 
 def _drop_scratch() -> None:
     """The NumPy backend keeps scratch memory for the next call; but it counts as that call's."""
-    with suppress(ImportError, AttributeError):
-        import_module("gpuconv.numpy_backend.planes").Scratch._spare.clear()
     with suppress(ImportError):
-        scratch = import_module("gpuconv.numpy_backend.scratch")
-        vars(scratch)["_kept"] = None
+        names = vars(import_module("gpuconv.numpy_backend.scratch"))
+        if "_kept" in names:
+            names["_kept"] = None
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """What is measured: suites of rows, each with its source.
 
-A row is one problem: shapes, options, element types, and how often a network asks for it. Rows hold
-no arrays; ``Row.data`` draws them.
+A row is one problem: an operation, shapes, options, element types, and how often a network asks for
+it. Rows hold no arrays; ``Row.data`` draws them.
 """
 
 from __future__ import annotations
@@ -17,14 +17,19 @@ import numpy as np
 from bench.networks import NETWORKS, Layer
 from gpuconv import dtypes
 from gpuconv.arrays import HostArray
-from gpuconv.problem import ConvProblem, describe
+from gpuconv.problem import ROLES, ConvProblem, Operation, describe, describe_transpose
 
+OPERATIONS: tuple[Operation, ...] = tuple(ROLES)
 Kind = Literal["network", "filter", "signal"]
 
 
 @dataclass(frozen=True)
 class Data:
-    """The arrays of one row; `factors` where w is an outer product, w[0, 0] = u[:, None] * v."""
+    """The arrays of one row; `factors` where w is an outer product, w[0, 0] = u[:, None] * v.
+
+    x and w are the first and the second array that the row's operation reads, as ``plan.Algorithm``
+    has it: dy and w of dgrad, x and dy of wgrad.
+    """
 
     x: HostArray
     w: HostArray
@@ -33,7 +38,10 @@ class Data:
 
 @dataclass(frozen=True)
 class Row:
-    """One problem of a suite. All shapes are channels first, whatever memory a contestant uses."""
+    """One problem of a suite. All shapes are channels first, whatever memory a contestant uses.
+
+    x_shape and w_shape are those of the forward pass, whose gradient dgrad and wgrad are.
+    """
 
     suite: str
     name: str
@@ -48,14 +56,17 @@ class Row:
     precision: str = "ieee"
     separable: bool = False  # w has rank 1: a Gaussian
     count: int = 1  # how often the network has it
+    operation: Operation = "fprop"
+    transposed: bool = False  # conv_transpose: w is (C, K/groups, spatial...)
 
     @property
     def key(self) -> str:
         """What is the same row in another run."""
+        name = self.name if self.operation == "fprop" else f"{self.name} {self.operation}"
         types = self.x_dtype if self.x_dtype == self.w_dtype else f"{self.x_dtype}*{self.w_dtype}"
         if self.precision != "ieee":
             types += f" {self.precision}"
-        return f"{self.suite}/{self.name} n{self.x_shape[0]} {types}"
+        return f"{self.suite}/{name} n{self.x_shape[0]} {types}"
 
     @property
     def ndim(self) -> int:
@@ -67,7 +78,7 @@ class Row:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The keyword arguments of gpuconv.conv1d, conv2d, conv3d."""
+        """The keyword arguments of gpuconv.conv2d, conv_transpose2d, grad.conv2d_input, ..."""
         return {
             "stride": self.stride,
             "padding": self.padding,
@@ -78,10 +89,11 @@ class Row:
 
     @cached_property
     def problem(self) -> ConvProblem:
-        return describe(
-            f"conv{self.ndim}d", self.ndim, self.x_shape, self.w_shape, self.x_dtype, self.w_dtype,
-            **self.options,
-        )  # fmt: skip
+        """A transposed convolution's is dgrad, as gpuconv computes it."""
+        shapes = self.x_shape, self.w_shape, self.x_dtype, self.w_dtype
+        if self.transposed:
+            return describe_transpose("bench", self.ndim, *shapes, **self.options)
+        return describe("bench", self.ndim, *shapes, operation=self.operation, **self.options)
 
     @property
     def flops(self) -> int:
@@ -96,14 +108,34 @@ class Row:
     @property
     def single_plane(self) -> bool:
         """Whether it is one filter on one or more pictures: what image libraries can do."""
-        return self.x_shape[1] == 1 and self.w_shape[0] == 1
+        forward = self.operation == "fprop" and not self.transposed
+        return forward and self.x_shape[1] == 1 and self.w_shape[0] == 1
+
+    @property
+    def trained(self) -> bool:
+        """Whether its gradients are measured, too: nobody learns a picture's one filter, and a
+        transposed convolution's gradients are problems that other rows have."""
+        return not (self.transposed or self.single_plane)
+
+    @property
+    def operand_shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Of the two arrays that the operation reads."""
+        first, second, _ = self.problem.roles
+        return self.problem.shape_of(first), self.problem.shape_of(second)
+
+    @property
+    def images(self) -> tuple[bool, bool]:
+        """Which of the two are images (or their gradients), and no filters."""
+        first, second, _ = self.problem.roles
+        return first != "w", second != "w"
 
     def data(self, seed: int = 0) -> Data:
         """Random arrays; data of zeros or ones would hide errors, and may run faster."""
         rng = np.random.default_rng([seed, *self.key.encode()])
-        x = _random(rng, self.x_shape, self.x_dtype)
+        shapes = self.operand_shapes
+        x = _random(rng, shapes[0], self.x_dtype)
         if not self.separable:
-            return Data(x, _random(rng, self.w_shape, self.w_dtype))
+            return Data(x, _random(rng, shapes[1], self.w_dtype))
         u, v = (_gaussian(n).astype(self.w_dtype) for n in self.w_shape[2:])
         return Data(x, (u[:, None] * v).reshape(self.w_shape), (u, v))
 
@@ -140,16 +172,23 @@ class Suite:
         batches: Iterable[int] = (1, 32),
         dtype: str = "float32",
         precision: str = "ieee",
+        operations: Iterable[Operation] = ("fprop",),
     ) -> list[Row]:
         """The rows, in `dtype` where the suite leaves it open; filters and signals have their own
-        batch."""
+        batch. A row's gradients follow it."""
         rows = []
+        operations = tuple(operations)
         for row in self.make(tuple(batches)):
             if row.x_dtype == row.w_dtype:
                 row = replace(row, x_dtype=dtype, w_dtype=dtype)
             elif dtype != "float32":  # a picture of bytes is filtered in float32
                 continue
-            rows.append(replace(row, precision=precision if row.w_dtype == "float32" else "ieee"))
+            row = replace(row, precision=precision if row.w_dtype == "float32" else "ieee")
+            rows += [
+                replace(row, operation=operation)
+                for operation in operations
+                if operation == "fprop" or row.trained
+            ]
         return rows
 
 
@@ -158,6 +197,13 @@ class Suite:
 
 def distinct(suite: str, layers: list[Layer], batch: int) -> list[Row]:
     """The layers as rows, each problem once, named after its first layer and counted."""
+
+    def w_shape(layer: Layer) -> tuple[int, ...]:
+        outer, inner = layer.filters, layer.channels
+        if layer.transposed:
+            outer, inner = inner, outer
+        return outer, inner // layer.groups, layer.filter, layer.filter
+
     counts: dict[Layer, int] = {}
     names: dict[Layer, str] = {}
     for layer in layers:
@@ -169,12 +215,13 @@ def distinct(suite: str, layers: list[Layer], batch: int) -> list[Row]:
             suite,
             names[layer],
             (batch, layer.channels, layer.height, layer.width),
-            (layer.filters, layer.channels // layer.groups, layer.filter, layer.filter),
+            w_shape(layer),
             layer.stride,
             layer.padding,
             layer.dilation,
             layer.groups,
             count=count,
+            transposed=layer.transposed,
         )
         for layer, count in counts.items()
     ]
@@ -271,7 +318,8 @@ _SAMPLE = (
     "mobilenetv2/block2.depthwise", "resnet50/layer1.0.conv1", "resnet50/conv1",
     "convnext_t/stage2.0.depthwise", "mnist/one filter 5x5", "audio/FIR 101 taps, 10 s",
     "resnext50/layer2.1.conv2", "replknet31b/stage2.0.large", "vgg16/conv3_2",
-    "aspp/os16.rate12", "sdxl/down1.0.conv2", "unet/down1.1", "filters/4096x4096 3x3",
+    "aspp/os16.rate12", "unet/up2.upconv", "sdxl/down1.0.conv2", "unet/down1.1", "dcgan/conv3",
+    "filters/4096x4096 3x3",
     "filters/2048x2048 31x31", "efficientnet_b0/block4.depthwise", "mobilenetv2/block2.expand",
     "resnet50/layer2.0.conv2", "resnet50/layer3.1.conv2", "resnet50/layer4.1.conv2",
     "convnext_t/stage3.0.expand", "replknet31b/stage1.0.large", "audio/wav2vec2 conv1",
@@ -350,18 +398,20 @@ def select(
     batches: Iterable[int] = (1, 32),
     dtype: str = "float32",
     precision: str = "ieee",
-    contains: str = "",
+    operations: Iterable[Operation] = ("fprop",),
+    contains: Iterable[str] = ("",),
     quick: bool = False,
 ) -> dict[str, list[Row]]:
-    """The rows of the named suites (all but the sample where none is named) that match."""
+    """The rows of the named suites (all but the sample where none is named) that match: whose key
+    has one of the texts of `contains`."""
     if names is None:
         names = QUICK if quick else [name for name in SUITES if name != "sample"]
-    chosen = {}
+    chosen, texts = {}, tuple(contains)
     for name in names:
         if name not in SUITES:
             raise ValueError(f"suite is one of {', '.join(SUITES)}; got {name!r}")
-        rows = SUITES[name].rows(batches, dtype, precision)
-        rows = [row for row in rows if contains in row.key]
+        rows = SUITES[name].rows(batches, dtype, precision, operations)
+        rows = [row for row in rows if any(text in row.key for text in texts)]
         if quick:  # what a laptop does in the blink of an eye
             rows = [row for row in rows if row.flops < 8e9 and math.prod(row.x_shape) < 1 << 22]
         if rows:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from bench import report
 from bench import run as running
 from bench.check import Check, WrongError
 from bench.measure import (
@@ -19,7 +21,7 @@ from bench.measure import (
     ratio,
     rounds_each,
 )
-from bench.peers import Contestant, gpuconv_contestant
+from bench.peers import Contestant, gpuconv_contestant, planned
 from bench.run import Settings, measure_row
 from bench.suites import Row
 
@@ -162,7 +164,19 @@ LARGE = Row("s", "large", (2, 16, 60, 60), (24, 8, 3, 3), padding=1, stride=2, g
 SMALL = Row("s", "small", (2, 4, 9, 9), (6, 4, 3, 3), padding=1)
 
 
-@pytest.mark.parametrize("row", [SMALL, LARGE], ids=["whole", "samples"])
+def every_gradient(row: Row) -> list[Row]:
+    return [replace(row, operation=operation) for operation in ("dgrad", "wgrad")]
+
+
+LARGE_DGRAD, LARGE_WGRAD = (replace(LARGE, operation=op) for op in ("dgrad", "wgrad"))
+LARGE_TRANSPOSED = Row("s", "t", (2, 16, 40, 40), (16, 12, 4, 4), 2, 1, transposed=True)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [SMALL, LARGE, LARGE_DGRAD, LARGE_WGRAD, LARGE_TRANSPOSED],
+    ids=["whole", "samples", "dgrad", "wgrad", "transposed"],
+)
 def test_a_right_result_passes_and_wrong_ones_do_not(row: Row) -> None:
     data = row.data()
     contestant = gpuconv_contestant(row, data, "numpy")
@@ -179,7 +193,7 @@ def test_a_right_result_passes_and_wrong_ones_do_not(row: Row) -> None:
         elif spoil == "shape":
             bad = bad[..., 1:]
         else:  # one output in thousands: found by comparing whole results
-            bad[1, 3, 4, 5] = 0
+            bad[tuple(n // 2 for n in bad.shape)] = 0
         with pytest.raises(WrongError):
             check(bad)
     assert 0 <= check(y.copy()) < 1
@@ -190,6 +204,11 @@ def test_the_sampled_reference_is_the_whole_one(monkeypatch: pytest.MonkeyPatch)
         LARGE,
         Row("s", "d", (1, 6, 30, 31), (6, 1, 5, 5), padding=8, dilation=4, groups=6),
         Row("s", "v", (3, 5, 200), (7, 5, 4), stride=3),
+        *every_gradient(LARGE),
+        *every_gradient(Row("s", "h", (2, 4, 19, 9), (6, 4, 3, 2), 3, 2, 2)),
+        *every_gradient(Row("s", "n", (2, 2, 6, 6), (2, 2, 3, 3), 1, 8, 8)),
+        *every_gradient(Row("s", "w", (3, 5, 200), (7, 5, 4), stride=5)),
+        LARGE_TRANSPOSED,
     ):
         sampled, whole = Check(row, row.data()), Check(row, row.data())
         with monkeypatch.context() as patch:
@@ -198,9 +217,22 @@ def test_the_sampled_reference_is_the_whole_one(monkeypatch: pytest.MonkeyPatch)
             where = sampled._where
             patch.setattr(Check, "whole", True)
             every, sums = whole._reference
-        shape = row.problem.y_shape
-        np.testing.assert_allclose(y_ref, every.reshape(shape)[where], rtol=1e-12, atol=1e-14)
+        shape = row.problem.result_shape
+        np.testing.assert_allclose(y_ref, every.reshape(shape)[where], rtol=1e-12, atol=1e-12)
         np.testing.assert_allclose(magnitudes, sums.reshape(shape)[where], rtol=1e-12)
+
+
+def test_a_long_sum_s_bound_is_not_all_that_is_asked_of_it() -> None:
+    """A weight's gradient over 800,000 pixels, in which one image of 16 was forgotten."""
+    row = Row("s", "r", (16, 2, 224, 224), (2, 2, 1, 1), operation="wgrad")
+    data = row.data()
+    check = Check(row, data)
+    x, dy = (a.astype(np.float64) for a in (data.x, data.w))
+    right = np.einsum("nchw,nkhw->kc", x, dy)[:, :, None, None]
+    forgotten = np.einsum("nchw,nkhw->kc", x[1:], dy[1:])[:, :, None, None]
+    assert check(right.astype(np.float32), 64) < 1
+    with pytest.raises(WrongError, match="on the whole"):
+        check(forgotten.astype(np.float32), 64)
 
 
 def test_tf32_has_a_bound_of_its_own() -> None:
@@ -240,12 +272,13 @@ def test_a_row_is_measured_checked_and_put_beside_its_peers(
     monkeypatch.setitem(known, "crash", SimpleNamespace(build=crash, flops_per_second=None))
     names = ("fftconvolve", "ndimage", "wrong", "crash")
     row = Row("filters", "r", (1, 1, 40, 50), (1, 1, 5, 5), padding=2)
-    entry = measure_row(row, settings(peers=names, every_algorithm=True), CEILINGS, None)
+    entry = measure_row(row, settings(peers=names, algorithms=1e9), CEILINGS, None)
     cells = entry["cells"]
     assert cells["gpuconv"]["ratio"] == [1.0, 1.0, 1.0]
     assert cells["gpuconv"]["rounds"] == 2
     assert cells["gpuconv"]["algorithm"]
-    assert cells[f"gpuconv.{cells['gpuconv']['algorithm']}"]["median"] > 0
+    assert f"gpuconv.{cells['gpuconv']['algorithm']}" not in cells  # it would be timed twice
+    assert cells["gpuconv.direct"]["median"] > 0
     assert cells["ndimage"]["median"] > 0
     assert cells["fftconvolve"]["error_of_bound"] < 1
     assert "outer products" in cells["gpuconv.separable"]["unable"]
@@ -254,6 +287,36 @@ def test_a_row_is_measured_checked_and_put_beside_its_peers(
     assert cells["crash"]["failed"] == "RuntimeError: no such thing"
     assert entry["limit"] == "memory"
     assert entry["bytes"] == 4 * (2 * 40 * 50 + 25)
+
+
+def test_algorithms_that_cost_too_much_are_not_timed_and_say_so() -> None:
+    row = Row("filters", "r", (1, 1, 512, 512), (1, 1, 7, 7), padding=3)
+    plan = planned(row, "numpy")
+    cells = measure_row(row, settings(algorithms=4.0), CEILINGS, None)["cells"]
+    costs = {c.algorithm: c.cost for c in plan.candidates if c.cost is not None}
+    assert {f"gpuconv.{name}" for name in costs if name != plan.algorithm} == {
+        name for name in cells if name.startswith("gpuconv.")
+    }
+    dear = {name for name, cost in costs.items() if cost > max(4 * plan.cost, 1e-3)}
+    assert dear
+    for name in costs.keys() - {plan.algorithm}:
+        cell = cells[f"gpuconv.{name}"]
+        assert (name in dear) == ("times as long as auto's" in cell.get("unable", ""))
+        assert name not in dear or cell["predicted"] == costs[name]
+
+
+@pytest.mark.parametrize("operation", ["dgrad", "wgrad"])
+def test_a_gradient_row_is_measured_like_any_other(operation: Any) -> None:
+    pytest.importorskip("torch")
+    row = replace(SMALL, operation=operation)
+    names = ("torch", "torch_last", "ndimage")
+    entry = measure_row(row, settings(peers=names, channels_last=True), CEILINGS, None)
+    assert entry["operation"] == operation
+    assert entry["problem"].startswith(operation)
+    for name in ("gpuconv", "gpuconv_last", "torch", "torch_last"):
+        assert entry["cells"][name]["median"] > 0
+        assert entry["cells"][name]["error_of_bound"] < 1
+    assert "unable" in entry["cells"]["ndimage"]
 
 
 def test_what_takes_too_long_or_too_much_is_left_out() -> None:
@@ -304,6 +367,34 @@ def test_a_run_writes_after_every_row_and_survives_what_rows_raise(
     assert running.read(out) == document
     assert {"machine", "versions", "commit", "created", "ceilings"} <= document.keys()
     assert document["machine"]["threads"] == 1
+
+
+def test_a_run_goes_on_with_the_rows_that_are_left(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    monkeypatch.setattr(running.machine, "ceilings", lambda *args: CEILINGS)
+    rows = [Row("small", name, (1, 1, 8, 8), (1, 1, 3, 3)) for name in "abcd"]
+    options = {"suites": {"small": rows}, "out": tmp_path / "a.json", "resume": True}
+
+    def dies(row: Row, *args: Any) -> Any:
+        if row.name == "c":
+            raise SystemExit("a segmentation fault, say")
+        return measure_row(row, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(running, "measure_row", dies)
+        with pytest.raises(SystemExit):
+            running.run(settings(**options))
+    seen: list[str] = []
+    document = running.run(settings(**options), lambda done, of, name: seen.append(name))
+    assert seen[0] == rows[3].key
+    assert [row["name"] for row in document["rows"]] == ["a", "b", "c", "d"]
+    assert document["rows"][2]["skipped"] == running.DIED
+    assert report.troubles(document) == [f"{rows[2].key}: {running.DIED}"]
+    assert "measuring" not in document
+    assert running.run(settings(**options))["rows"] == document["rows"]
+    with pytest.raises(ValueError, match="differs in precision"):
+        running.run(settings(precision="tf32", **options))
 
 
 def test_a_run_ends_at_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:

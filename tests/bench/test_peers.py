@@ -22,6 +22,16 @@ ROWS = {
     "stack": Row("s", "h", (7, 1, 14, 12), (1, 1, 3, 3), padding=1),
     "signal": Row("s", "i", (1, 1, 300), (1, 1, 31), padding=15),
     "audio": Row("s", "j", (2, 4, 90), (6, 4, 5), stride=2),
+    "transposed": Row("s", "k", (2, 6, 9, 7), (6, 5, 4, 4), 2, 1, transposed=True),
+    "dgrad": Row("s", "l", (2, 6, 23, 21), (8, 3, 3, 3), 2, 1, groups=2, operation="dgrad"),
+    "wgrad": Row("s", "m", (3, 6, 23, 21), (8, 3, 3, 3), 2, 1, groups=2, operation="wgrad"),
+    "dilated dgrad": Row("s", "n", (2, 4, 17, 17), (4, 4, 3, 3), 1, 4, 4, operation="dgrad"),
+    "dilated wgrad": Row("s", "o", (2, 4, 17, 17), (4, 4, 3, 3), 1, 4, 4, operation="wgrad"),
+    "audio dgrad": Row("s", "p", (2, 4, 90), (6, 4, 5), stride=2, operation="dgrad"),
+    "audio wgrad": Row("s", "q", (2, 4, 90), (6, 4, 5), stride=2, operation="wgrad"),
+    "depthwise wgrad": Row(
+        "s", "r", (2, 6, 12, 12), (6, 1, 3, 3), padding=1, groups=6, operation="wgrad"
+    ),
 }
 ABLE = {
     "network": "torch torch_last jax",
@@ -34,6 +44,14 @@ ABLE = {
     "stack": "torch opencv convolve2d fftconvolve ndimage jax",
     "signal": "torch fftconvolve ndimage np.correlate jax",
     "audio": "torch jax",
+    "transposed": "torch torch_last jax",
+    "dgrad": "torch torch_last jax",
+    "wgrad": "torch torch_last jax",
+    "dilated dgrad": "torch torch_last jax",
+    "dilated wgrad": "torch torch_last jax",
+    "audio dgrad": "torch jax",
+    "audio wgrad": "torch jax",
+    "depthwise wgrad": "torch torch_last jax",
 }
 
 
@@ -67,12 +85,13 @@ def test_peers_in_float64(name: str) -> None:
             import_module("jax").config.update("jax_enable_x64", False)
 
 
+@pytest.mark.parametrize("kind", ["network", "dgrad", "wgrad"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_torch_in_16_bits(dtype: str) -> None:
+def test_torch_in_16_bits(dtype: str, kind: str) -> None:
     pytest.importorskip("torch")
     if dtype == "bfloat16":
         pytest.importorskip("ml_dtypes")
-    row = replace(ROWS["network"], x_dtype=dtype, w_dtype=dtype)
+    row = replace(ROWS[kind], x_dtype=dtype, w_dtype=dtype)
     contestant = CPU_PEERS["torch"].build(row, row.data())
     Check(row, row.data())(contestant.to_host(contestant.run()), contestant.c)
 
@@ -94,7 +113,7 @@ def test_gpuconv_with_every_algorithm_and_in_both_memory_orders(kind: str) -> No
             continue
         # An FFT's error is relative to the whole tile, which these bounds are too tight for.
         check(contestant.to_host(y), contestant.c if name != "fft" else 64)
-    if row.x_shape[1] == 1:
+    if row.single_plane:
         with pytest.raises(Unable):
             gpuconv_contestant(row, data, "numpy", channels_last=True)
     else:
@@ -118,7 +137,10 @@ def test_torch_on_a_gpu_that_is_not_there_is_unable() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("kind", ["network", "depthwise", "gaussian", "stack", "signal"])
+@pytest.mark.parametrize(
+    "kind",
+    ["network", "depthwise", "gaussian", "stack", "signal", "transposed", "dgrad", "wgrad"],
+)
 @pytest.mark.parametrize("name", CUDA_PEERS)
 def test_a_gpu_peer_is_right_or_unable(kind: str, name: str) -> None:
     peer, row = CUDA_PEERS[name], ROWS[kind]

@@ -26,12 +26,16 @@ def cell(median: float, ours: float, spread: float = 0.02, **more: Any) -> dict[
 
 def entry(
     name: str, ours: float, peers: dict[str, float], suite: str = "filters", count: int = 1,
-    algorithm: str = "filter2d",
+    algorithm: str = "filter2d", operation: str = "fprop",
 ) -> dict[str, Any]:  # fmt: skip
-    cells = {"gpuconv": cell(ours, ours, algorithm=algorithm, peak_bytes=3 << 20)}
+    cells = {
+        "gpuconv": cell(ours, ours, algorithm=algorithm, peak_bytes=3 << 20, predicted=ours / 2)
+    }
     cells |= {peer: cell(time, ours) for peer, time in peers.items()}
+    label = name if operation == "fprop" else f"{name} {operation}"
     return {
-        "key": f"{suite}/{name} n1 float32", "suite": suite, "name": name, "problem": "…",
+        "key": f"{suite}/{label} n1 float32", "suite": suite, "name": name,
+        "operation": operation, "problem": f"{operation} …",
         "batch": 1, "x": [1, 1, 8, 8], "w": [1, 1, 3, 3], "count": count, "flops": 10**9,
         "bytes": 10**8, "floor": 0.01, "limit": "memory", "others": 0.0, "cells": cells,
     }  # fmt: skip
@@ -42,7 +46,7 @@ def document(*rows: dict[str, Any]) -> dict[str, Any]:
     return {
         "schema": 1, "created": "2026-01-02T03:04:05+00:00", "command": "python -m bench",
         "commit": "0123456789abcdef", "backend": "numpy", "dtype": "float32",
-        "precision": "ieee", "peers": ["torch", "opencv"],
+        "precision": "ieee", "peers": ["torch", "opencv"], "algorithms": None,
         "machine": {"cpu": "a CPU", "threads": 2}, "versions": {"numpy": "2.0"},
         "ceilings": {"start": ceilings, "end": ceilings},
         "suites": {
@@ -57,6 +61,11 @@ DOCUMENT = document(
     entry("512x512 3x3", 2.0, {"torch": 4.0, "opencv": 1.0}),
     entry("512x512 7x7", 1.0, {"torch": 4.0, "opencv": 8.0}, algorithm="fft"),
     entry("layer", 1.0, {"torch": 2.0}, suite="resnet50", count=3),
+)
+BACKWARD = document(
+    *DOCUMENT["rows"],
+    entry("layer", 4.0, {"torch": 2.0}, suite="resnet50", count=3, operation="dgrad"),
+    entry("layer", 1.0, {"torch": 3.0}, suite="resnet50", count=3, operation="wgrad"),
 )
 
 
@@ -94,6 +103,31 @@ def test_the_summary_has_every_mean() -> None:
     assert rows["resnet50, batch 1"][1:] == ["1", "2", "2", "2", "2", "0", "2", ""]
     assert rows["all"][1] == "3"
     assert rows["all"][3] == f"{(0.5 * 4 * 2**3) ** (1 / 5):.3g}"
+
+
+def test_gradients_have_tables_and_means_of_their_own() -> None:
+    titles = [table.title for table in report.suite_tables(BACKWARD)]
+    assert titles == ["Filters  (here)", "Resnet50  (here)", "Resnet50: dgrad  (here)",
+                      "Resnet50: wgrad  (here)"]  # fmt: skip
+    assert "layer n1 float32 (x3)" in report.suite_tables(BACKWARD)[2].plain()
+    rows = {
+        row[0]: [c.text if isinstance(c, report.Cell) else c for c in row]
+        for row in report.summary_table(BACKWARD).rows
+    }
+    assert rows["resnet50, batch 1"][2] == "2"
+    assert rows["resnet50 dgrad, batch 1"][2] == "0.5"
+    assert rows["resnet50 wgrad, batch 1"][2] == "3"
+    assert rows["all fprop"][1:3] == ["3", f"{4 ** (1 / 3):.3g}"]
+    assert rows["all dgrad"][2] == "0.5"
+    assert rows["all"][1] == "5"
+    after = copy.deepcopy(BACKWARD)
+    after["rows"][3]["cells"]["gpuconv"] = cell(2.0, 2.0)
+    text = compare.table(BACKWARD, after).plain()
+    assert "speed-ups of dgrad: 2.000" in text
+    assert "speed-ups of fprop: 1.000" in text
+    text = compare.table(DOCUMENT, BACKWARD).plain()
+    assert "only in the second: 2" in text
+    assert "speed-ups: 1.000" in text
 
 
 def test_what_went_wrong_is_said() -> None:
@@ -136,15 +170,43 @@ def test_colours_in_a_terminal() -> None:
 
 def test_the_choice_of_auto_is_judged_where_every_algorithm_was_measured() -> None:
     assert report.algorithm_table(DOCUMENT) is None
-    judged = copy.deepcopy(DOCUMENT)
-    first, second, _ = judged["rows"]
-    first["cells"] |= {"gpuconv.filter2d": cell(1.9, 2), "gpuconv.fft": cell(1.0, 2)}
-    second["cells"] |= {"gpuconv.filter2d": cell(3.0, 1), "gpuconv.fft": cell(0.95, 1)}
-    table = report.algorithm_table(judged)
+    assert report.choice_table(DOCUMENT) is None
+    judged = copy.deepcopy(BACKWARD)
+    judged["algorithms"] = 4.0
+    first, second, third, fourth, _ = judged["rows"]
+    times = {"median": 1.0, "low": 1.0, "high": 1.0, "predicted": 3.0}
+    first["cells"] |= {
+        "gpuconv.fft": times,  # auto took 2 s
+        "gpuconv.im2col": {"unable": "predicted to take 9 times ...", "predicted": 9.0},
+    }
+    # What auto must not choose is no better choice.
+    second["cells"]["gpuconv.separable"] = times | {"median": 0.2, "only_by_name": "w's values"}
+    second["cells"]["gpuconv.filter2d"] = times | {"median": 0.95}
+    third["cells"]["gpuconv.direct"] = {"unable": "no such dtype"}
+    fourth["cells"] = {"gpuconv": {"wrong": "all of it"}, "gpuconv.direct": times}
+    (lost,) = report.algorithm_table(judged).rows  # type: ignore[union-attr]
+    assert lost[0] == first["key"]
+    assert lost[1:3] == ["filter2d", "fft"]
+    assert lost[-1] == "2.00"
+    table = report.choice_table(judged)
     assert table is not None
-    assert [row[1:3] for row in table.rows] == [["filter2d", "fft"]]
-    assert table.rows[0][-1] == "1.90"
-    assert table.notes == ['"auto" is within 10% of the best on 1 of 2 rows.']
+    rows = {
+        row[0]: [c.text if isinstance(c, report.Cell) else c for c in row] for row in table.rows
+    }
+    # rows, within 10%, share, worst, algorithms not timed
+    assert rows["filters"][1:] == ["2", "1", "50%", "2.00", "1"]
+    assert rows["resnet50"][1:] == ["1", "1", "100%", "1.00", "0"]
+    assert rows["resnet50 wgrad"][1:] == ["1", "1", "100%", "1.00", "0"]
+    assert rows["all"][1:] == ["4", "3", "75%", "2.00", "1"]
+    assert "on 3 of 4 rows, 75.0%" in table.notes[0]
+    assert "4 times auto's" in table.notes[1]
+    stream = io.StringIO()
+    report.show(judged, stream)
+    text = stream.getvalue()
+    assert text.index("geomean") < text.index("Rows where") < text.index("within 10% of the best")
+    race = report.race_table(judged).plain()
+    assert "fft 1 s, 3 s; filter2d 2 s" in race
+    assert "gpuconv wrong: all of it" in race
 
 
 def test_compare_tells_changes_from_noise() -> None:
@@ -192,6 +254,8 @@ def test_plots(tmp_path: Path) -> None:
         "ratio_filters.png", "ratio_resnet50.png", "roofline.png", "time_filters.png",
     }  # fmt: skip
     assert all(path.stat().st_size > 5000 for path in written)
+    written = plots.plot(BACKWARD, tmp_path / "more")
+    assert {"ratio_resnet50_dgrad.png", "roofline_wgrad.png"} <= {path.name for path in written}
 
 
 def test_crossovers() -> None:
@@ -206,3 +270,5 @@ def test_the_commands_on_files(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "geomean" in capsys.readouterr().out
     assert command.main(["compare", str(path), str(path)]) == 0
     assert "3 unchanged" in capsys.readouterr().out
+    assert command.main(["table", str(path), str(path)]) == 0
+    assert "| 512x512 7x7 | 4.0 | 8.0 (`filter2D`) |" in capsys.readouterr().out

@@ -14,7 +14,8 @@ from bench.suites import SUITES, Row, select
 
 # Convolutions and 10^9 products per image. Sources: the papers' tables (ResNet-50 3.8 with the
 # stride in the 1x1, 4.1 as here; VGG-16 15.3; MobileNetV2 0.30; EfficientNet-B0 0.39; ConvNeXt-T
-# 4.5; RepLKNet-31B 15.3; ResNeXt-50 4.2), or counted by hand (U-Net 23 less 4 transposed ones).
+# 4.5; RepLKNet-31B 15.3; ResNeXt-50 4.2), or counted by hand (U-Net's 23 layers, four of them
+# transposed with 5.6; DCGAN: 0.82 + 3 * 33.6 + 3.1 million).
 KNOWN = {
     "resnet50": (53, 4.09),
     "vgg16": (13, 15.35),
@@ -23,9 +24,10 @@ KNOWN = {
     "convnext_t": (58, 4.455),
     "replknet31b": (130, 15.35),
     "resnext50": (53, 4.23),
-    "unet": (19, 144.8),
+    "unet": (23, 150.4),
     "sdxl": (18, 336.4),
     "aspp": (12, 79.75),
+    "dcgan": (5, 0.1046),
 }
 
 
@@ -45,7 +47,7 @@ def test_distinct_rows_count_every_layer_once(name: str) -> None:
     assert sum(row.count * row.flops for row in rows) == 2 * 2 * sum(layer.macs for layer in layers)
     for row in rows:
         layer = next(layer for layer in layers if layer.name == row.name)
-        assert row.problem.y_shape == (2, *layer.output)
+        assert row.problem.shape_of("x" if layer.transposed else "y") == (2, *layer.output)
 
 
 def test_what_networks_are_known_for() -> None:
@@ -64,6 +66,8 @@ def test_what_networks_are_known_for() -> None:
     assert has("unet", channels=1024, filters=512, filter=3, height=56)
     assert has("sdxl", channels=1920, filters=640, filter=3, height=64)
     assert has("aspp", channels=2048, filters=256, filter=3, dilation=12, height=33)
+    assert has("unet", channels=1024, filters=512, filter=2, stride=2, height=28, transposed=True)
+    assert has("dcgan", channels=64, filters=3, filter=4, stride=2, height=32, transposed=True)
 
 
 def test_a_walk_refuses_what_does_not_chain() -> None:
@@ -84,7 +88,10 @@ def test_every_row_is_a_problem_that_gpuconv_plans(name: str) -> None:
     assert SUITES[name].source
     assert len({row.key for row in rows}) == len(rows)
     for row in rows:
-        assert min(row.problem.y_shape) >= 1
+        assert min(row.problem.result_shape) >= 1
+        if row.transposed:
+            assert row.problem.operation == "dgrad"
+            continue
         shape = gpuconv.conv_output_shape(
             row.x_shape, row.w_shape,
             **{k: v for k, v in row.options.items() if k != "precision"},
@@ -102,15 +109,57 @@ def test_select() -> None:
     halves = select(["vgg16", "filters", "audio"], dtype="float16", batches=[4])
     assert {row.x_dtype for rows in halves.values() for row in rows} == {"float16"}
     assert {row.batch for row in halves["vgg16"]} == {4}
-    (row,) = select(["resnet50"], contains="conv1 n1 ", batches=[1])["resnet50"][:1]
+    (row,) = select(["resnet50"], contains=["conv1 n1 "], batches=[1])["resnet50"][:1]
     assert row.key == "resnet50/conv1 n1 float32"
-    (tf32,) = select(["vgg16"], contains="conv1_1", batches=[1], precision="tf32")["vgg16"]
+    (tf32,) = select(["vgg16"], contains=["conv1_1"], batches=[1], precision="tf32")["vgg16"]
     assert tf32.precision == "tf32"
     assert tf32.key.endswith("tf32")
     quick = select(None, quick=True, batches=[1])
     assert 0 < sum(map(len, quick.values())) < 150
     with pytest.raises(ValueError, match="suite is one of"):
         select(["resnet51"])
+
+
+def test_gradients_follow_their_row_where_a_network_learns_it() -> None:
+    rows = SUITES["sample"].rows([1, 32], operations=suites.OPERATIONS)
+    assert len({row.key for row in rows}) == len(rows)
+    keys = [row.key for row in rows]
+    first = "sample/resnet50/layer1.0.conv2{} n{} float32"
+    assert keys[:6] == [
+        first.format(operation, batch)
+        for batch in (1, 32)
+        for operation in ("", " dgrad", " wgrad")
+    ]
+    backward = [row for row in rows if row.operation != "fprop"]
+    assert len(backward) == 2 * sum(row.trained for row in SUITES["sample"].rows([1, 32]))
+    assert not any(row.single_plane or row.transposed for row in backward)
+    for row in backward:
+        first_role = "x" if row.operation == "wgrad" else "y"
+        assert row.operand_shapes[0] == row.problem.shape_of(first_role)
+        assert row.problem.result_shape == (
+            row.x_shape if row.operation == "dgrad" else row.w_shape
+        )
+        forward = next(r for r in rows if r.key == row.key.replace(f" {row.operation}", ""))
+        assert (row.flops, row.bytes_moved) == (forward.flops, forward.bytes_moved)
+    (only,) = select(["dcgan"], contains=["conv3 "], batches=[2], operations=["dgrad", "fprop"])[
+        "dcgan"
+    ]
+    assert only.operation == "fprop"
+    data = next(r for r in backward if r.operation == "wgrad" and r.batch == 1).data()
+    assert data.x.shape[0] == data.w.shape[0] == 1
+    assert data.w.ndim == data.x.ndim
+
+
+def test_a_transposed_layer_s_extents_are_those_of_the_function() -> None:
+    walk = Walk(4, 7)
+    for filter, stride, padding in ((2, 2, 0), (4, 2, 1), (3, 1, 1), (5, 3, 2)):
+        channels, height, width = walk.shape
+        walk.transposed("a", 6, filter, stride, padding)
+        y = gpuconv.conv_transpose2d(
+            np.ones((1, channels, height, width)), np.ones((channels, 6, filter, filter)),
+            stride=stride, padding=padding,
+        )  # fmt: skip
+        assert y.shape[1:] == walk.shape == walk.layers[-1].output
 
 
 def test_data_is_random_and_the_same_again() -> None:
