@@ -487,6 +487,7 @@ class _Pass:
     mode: PaddingMode
     origins: Shape = (0,)
     divisor: int = 1
+    separable: bool = False  # of two axes, and an outer product
 
 
 class _Call:
@@ -572,12 +573,18 @@ class _Call:
         *,
         flip: bool = False,
         divisor: int = 1,
+        separable: bool = False,
     ) -> Any:
         """x under the weights w, which have an axis for each of `axes`, in the output's type."""
         single = _exact_in_float32(x, w, self.dtype, cval)
+        if divisor != 1 and self.dtype.is_exact and _means_hold(x, divisor, mode, cval):
+            single = x.dtype.itemsize == 1 and x.dtype.kind == "u"
+            w, divisor = w * ((1 + (2**-15 if single else 2**-30)) / divisor), 1
+        # The NumPy backend cuts sums off to integers as it goes.
+        cuts = divisor == 1 and self.operands.backend == "numpy" and len(axes) <= 3
         slide = _slide(
             self.function, dtypes.of(x.dtype), dtypes.of(w.dtype), self.dtype, self.ndim, w.shape,
-            axes, tuple(map(operator.index, origins)), mode, flip, single,
+            axes, tuple(map(operator.index, origins)), mode, flip, single, cuts, separable,
         )  # fmt: skip
         w = w.astype(slide.weights_type.numpy).reshape(slide.weights_shape)
         if slide.conjugate:
@@ -596,7 +603,10 @@ class _Call:
         """Pass after pass, each into the output's type, as SciPy's: integers round at every one."""
         y = self.x
         for p in self._fused(list(passes), cval):
-            y = self.filter(y, p.weights, p.axes, p.origins, p.mode, cval, divisor=p.divisor)
+            y = self.filter(
+                y, p.weights, p.axes, p.origins, p.mode, cval,
+                divisor=p.divisor, separable=p.separable,
+            )  # fmt: skip
         if y is self.x:  # no pass at all
             with self.operands.active():
                 y = _truncated(y.copy(), self.dtype)
@@ -629,6 +639,7 @@ class _Call:
             first.mode,
             first.origins + second.origins,
             first.divisor * second.divisor,
+            separable=True,
         )
         return [*before, fused]
 
@@ -659,7 +670,7 @@ class _Call:
         """The sum of the results of `chains`; with `length` the root of the sum of squares."""
         parts = (self.in_turn(chain, cval) for chain in chains)
         with self.operands.active():
-            total = _total(parts, length)
+            total = _total(parts, length, own=True)
         return self.in_turn([], cval) if total is None else total
 
     def finish(self, y: Any) -> Any:
@@ -668,14 +679,26 @@ class _Call:
             return self.operands.deliver(y)
 
 
-def _total(parts: Iterable[Any], length: bool) -> Any:
-    """The sum of `parts`, or the root of the sum of their squares; None where there are none."""
+def _total(parts: Iterable[Any], length: bool, *, own: bool = False) -> Any:
+    """The sum of `parts`, or the root of the sum of their squares; None where there are none.
+
+    Parts that are this module's `own` are overwritten.
+    """
     total: Any = None
     for part in parts:
-        if length:
+        if length and own:
+            part *= part
+        elif length:
             part = part * part
-        total = part if total is None else total + part
-    return (total**0.5).astype(total.dtype) if length and total is not None else total
+        if total is None:
+            total = part
+        elif own:
+            total += part
+        else:
+            total = total + part
+    if not length or total is None:
+        return total
+    return (total**0.5).astype(total.dtype, copy=False)
 
 
 @dataclass(frozen=True)
@@ -701,6 +724,8 @@ def _slide(
     mode: PaddingMode,
     flip: bool,
     single: bool,
+    cuts: bool,
+    separable: bool,
 ) -> _Slide:
     # Floating inputs are summed in their own type, integers in float64 (or, to the same, float32).
     integers = dtypes.FLOAT32 if single else dtypes.FLOAT64
@@ -714,12 +739,13 @@ def _slide(
         pads[axis], shape[axis] = (before, n - 1 - before), n
     windows = Windows(
         function,
-        work if dtype.is_exact else dtype,
+        work if dtype.is_exact and not cuts else dtype,
         pads=tuple(pads),
         stride=(1,) * ndim,
         flip=flip,
         padding_mode=mode,
         method="direct",
+        separable=separable,
     )
     weights_type = work if w_type.is_complex else _real(work)
     return _Slide(windows, tuple(shape), weights_type, w_type.is_complex and not flip)
@@ -744,6 +770,16 @@ def _exact_in_float32(x: Any, w: Any, dtype: DType, cval: Any) -> bool:
         return False
     largest = max(1 << 8 * x.dtype.itemsize, abs(cval))
     return bool(np.abs(w).sum() * largest < _EXACT)
+
+
+def _means_hold(x: Any, size: int, mode: PaddingMode, cval: Any) -> bool:
+    """Whether a mean of integers may be a sum of products with weights a little above 1 / `size`.
+
+    Cut off, such a sum is the quotient of the exact sum: the excess outweighs the rounding (all
+    of uint8's terms are positive, so float32 will do), but lifts no quotient to the next integer.
+    """
+    small = x.dtype.kind in "biu" and x.dtype.itemsize <= 2 and size <= 64
+    return small and (mode != "zeros" or not cval)
 
 
 def _truncated(y: Any, dtype: DType, divisor: int = 1) -> Any:

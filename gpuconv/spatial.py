@@ -24,6 +24,7 @@ from gpuconv.problem import LAYOUTS, ConvProblem, PaddingMode
 
 Shape = tuple[int, ...]
 _MOST_AXES = max(LAYOUTS)
+_CUTTING = ("depthwise", "filter2d")  # algorithms that can cut their sums off to integers
 
 
 def array_like(x: Any) -> Any:
@@ -44,6 +45,7 @@ class Windows:
     flip: bool
     padding_mode: PaddingMode = "zeros"
     method: str = "auto"  # or "direct" (never by FFT), "fft" (where it serves)
+    separable: bool = False  # the filter is known to be a product of two 1-D ones
 
     def run(self, operands: Operands, a: Any, b: Any, axes: Shape, fill: Any = 0) -> Any:
         """a under the filter b along `axes`; along the others they broadcast.
@@ -81,7 +83,7 @@ class Windows:
         padded[tuple(slice(lo, lo + n) for n, (lo, _) in zip(a.shape, pads, strict=True))] = a
         inside = Windows(
             self.function, self.dtype, ((0, 0),) * a.ndim, self.stride, self.flip,
-            method=self.method,
+            method=self.method, separable=self.separable,
         )  # fmt: skip
         return inside.run(operands, padded, b, axes)
 
@@ -194,10 +196,20 @@ def _runs(axes: Shape, ndim: int) -> list[Shape]:
     return runs
 
 
+def _cuts(problem: ConvProblem) -> bool:
+    """Whether sums in floating point are cut off to integers: the NumPy backend's business."""
+    return problem.y_dtype.is_exact and not problem.accumulator.is_exact
+
+
 def _plan(windows: Windows, problem: ConvProblem, backend: str, device: Any) -> Plan:
     """The cheapest algorithm that the windows' method allows."""
     function, method = windows.function, windows.method
     plan = choose(function, problem, backend, device)
+    if backend == "numpy" and (windows.separable or _cuts(problem)):
+        names = [*(_CUTTING if _cuts(problem) else [plan.algorithm])]
+        names += ["separable"] * windows.separable
+        costs = [(c.cost, c.algorithm) for c in plan.candidates if c.cost is not None]
+        return choose(function, problem, backend, device, min(c for c in costs if c[1] in names)[1])
     fft = next((c for c in plan.candidates if c.algorithm == "fft" and c.cost is not None), None)
     wanted = method == "fft"
     if method == "auto" and backend == "numpy" and fft is not None:

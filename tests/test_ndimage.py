@@ -399,3 +399,29 @@ def test_output_on_the_other_backend(cuda: Any) -> None:
     with gpuconv.use_backend("cuda"):
         assert ndimage.gaussian_filter(image, 1.0, output=out) is out
     np.testing.assert_allclose(out, scipy_ndimage.gaussian_filter(image, 1.0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "uint16"])
+@pytest.mark.parametrize("size", [2, 3, 7, 31, 63, 64, 65])
+def test_means_of_integers_are_scipys(dtype, size):
+    rng = np.random.default_rng(size)
+    limits = np.iinfo(dtype)
+    x = rng.integers(limits.min, limits.max, (70, 90), dtype, endpoint=True)
+    x[:40] = x[:40] // 64 * 64  # quotients that are whole numbers
+    x[:20] = rng.integers(0, 2, (20, 90)) * limits.max
+    for mode in ("reflect", "constant"):
+        np.testing.assert_array_equal(
+            ndimage.uniform_filter(x, size, mode=mode),
+            scipy_ndimage.uniform_filter(x, size, mode=mode),
+        )
+
+
+@pytest.mark.parametrize("shape", [(40, 50), (600, 700)])
+@pytest.mark.parametrize("x_type", ["uint8", "int32", "float32", "float64"])
+@pytest.mark.parametrize("output", ["uint8", "int16", "int64", "bool"])
+def test_sums_are_cut_off_and_wrap_as_scipys(shape, x_type, output):
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 200, shape).astype(x_type)
+    for w in (rng.integers(-9, 9, (3, 3)) + 0.25, rng.integers(-9, 9, (5, 3)) * 1.0):
+        expected = scipy_ndimage.correlate(x.astype(np.float64), w).astype(np.int64).astype(output)
+        np.testing.assert_array_equal(ndimage.correlate(x, w, output=output), expected)

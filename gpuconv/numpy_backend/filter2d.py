@@ -15,9 +15,10 @@ rows of the input are cut into overlapping strips,
 so that the R rows below each other that a window reads are one contiguous piece of R*L elements.
 A product's rows are then (BLAS wants them at least R*L elements apart)
 
-    "strips"  the strips j, one product per output row p: wide planes
-    "phases"  every m-th output row of a strip, one product per phase, m*stride >= R: narrow ones
-    "copies"  the output rows of a strip, its rows copied R times: the smallest
+    "phases"  every m-th output row of a strip, one product per phase, m*stride >= R
+    "copies"  the output rows of a strip, its rows copied R times: the smallest planes
+
+Wide planes are faster under the bands of ``depthwise``, which run along the rows.
 
 Filters of rank 1 are applied in two "passes" instead, without strips: see ``separable``.
 
@@ -45,13 +46,18 @@ from gpuconv.numpy_backend.workers import run_blocks
 from gpuconv.plan import No, Plan
 from gpuconv.problem import ConvProblem
 
-Order = Literal["strips", "phases", "copies", "passes"]
+Order = Literal["phases", "copies", "passes"]
 
 _STRIP = 16  # outputs of a strip: one vector register of float32
-_CACHED = 1 << 20  # bytes of a worker's scratch memory that stay in its core's cache
+_PACKED = 1_000_000  # multiplications from which BLAS packs the operands of a product
+_CACHED = 1 << 20  # bytes of a worker's scratch memory that stay in its core's own cache
+_MOST = 8 << 20  # bytes of it that pay: beyond, no call becomes cheaper
+_UNCACHED = 1.1  # how much longer everything takes outside of that cache
 _INLINE = 150e-6  # seconds of work below which waking threads costs more than it saves
 _TRANSPOSED = 8  # bytes of a contiguous copy that take as long as one element of a strided one
-_BLOCK = 50e-6  # seconds that the calls of a block take
+_BLOCK = 30e-6  # seconds that the calls of a block take
+_ROW = 20e-9  # seconds to start a row of a block, where it is read and where it is written
+_SHARED = 200e-6  # the same where threads wait for each other's calls, and wake too late
 _PRODUCT = 0.25e-6  # seconds to start one of a batch of matrix products
 
 
@@ -63,6 +69,7 @@ class Tiling:
     device: Cpu
     multiplier: int  # output channels per plane
     itemsize: int
+    shared: bool  # several threads take blocks
     channels_last: bool
     order: Order
     strip: int  # outputs of one strip
@@ -153,33 +160,28 @@ class Tiling:
         moved = (read + self.multiplier * self.rows * self.columns) * size
         if self.channels_last:  # elements go one by one
             moved += (read + self.multiplier * self.rows * self.columns) * _TRANSPOSED
-        overhead = _BLOCK / (self.channels * self.images)
+        overhead = (_SHARED if self.shared else _BLOCK) / (self.channels * self.images)
+        slow = 1.0 if self.scratch <= 2 * _CACHED else _UNCACHED
+        starts = (math.prod(self.block_shape(self.rows, self.columns)[:2]) + self.rows) * _ROW
         if self.order == "passes":
             flops, moved_too = separable.work(self, computed, strips * self.strip)
             rate = device.gemm_flops * 4 / size
-            return blocks * (
-                flops / rate + (moved / 2 + moved_too / 4) / device.copy_bytes + overhead
-            )
-        if self.order == "strips":
-            height, count = strips, computed
-        elif self.order == "phases":
+            copied = (moved / 2 + moved_too / 4) / device.copy_bytes
+            return blocks * (slow * (flops / rate + copied) + starts + overhead)
+        rate = device.gemm_flops * 4 / size
+        height, count = computed, strips
+        if self.order == "phases":
             height, count = computed // self.phases, strips * self.phases
-        else:
-            height, count = computed, strips
+        rate *= 1.2 * height / (height + 3)
+        if height * self.depth * self.strip > _PACKED:
+            rate *= 0.7
         wide = -(-self.strip * size // 64) * 64 // size  # part of a vector costs a whole one
         flops = 2 * self.multiplier * count * height * self.depth * wide
-        rate = device.gemm_flops * 1.2 * height / (height + 3) * 4 / size
-        if height * self.depth * self.strip > 1e6:  # BLAS packs the operands of larger products
-            rate *= 0.7
         pieces = math.prod(self.strip_shape(self.rows, self.columns)[:-1])
         copied = pieces * self.strip_reads * size
-        return blocks * (
-            count * self.multiplier * _PRODUCT
-            + flops / rate
-            + pieces * 4e-9
-            + (copied / 4 + moved / 2) / device.copy_bytes
-            + overhead
-        )
+        moving = pieces * 4e-9 + (copied / 4 + moved / 2) / device.copy_bytes
+        products = count * self.multiplier * _PRODUCT + flops / rate
+        return blocks * (slow * (moving + products) + starts + overhead)
 
 
 @lru_cache(maxsize=1024)
@@ -187,7 +189,7 @@ def tilings(problem: ConvProblem, device: Cpu, passes: bool = False) -> tuple[Ti
     """One per class of the dilation. Nothing that decides bits depends on the batch."""
     limit = WORKSPACE_CAP if problem.workspace_limit is None else problem.workspace_limit
     limit = (min(limit, WORKSPACE_CAP) - ALIGN) // device.threads
-    orders: tuple[Order, ...] = ("passes",) if passes else ("strips", "phases", "copies")
+    orders: tuple[Order, ...] = ("passes",) if passes else ("phases", "copies")
     return tuple(_fit(axes, problem, device, orders, limit) for axes in planes.classes(problem))
 
 
@@ -198,37 +200,33 @@ def _fit(
     orders: tuple[Order, ...],
     limit: int,
 ) -> Tiling:
-    """The fastest tiling whose scratch memory stays in the cache, or at least under `limit`."""
+    """The fastest tiling whose scratch memory is worth its size, or at least under `limit`."""
     rows, columns = axes[1].outputs, axes[2].outputs
     strip = -(-columns // -(-columns // _STRIP))
-    cached = min(_CACHED, limit)
     last = problem.channels_last and problem.in_channels > 1
     start = Tiling(
-        axes, device, problem.group_out_channels, problem.accumulator.itemsize, last, orders[0],
-        strip, rows, columns,
+        axes, device, problem.group_out_channels, problem.accumulator.itemsize, False, last,
+        orders[0], strip, rows, columns,
     )  # fmt: skip
     if last:  # a cache line has neighbouring channels: use all of it
         most = max(64 // problem.x_dtype.itemsize, 1)
         start = replace(start, channels=min(most, problem.in_channels))
-    best = min(_candidates(start, orders, strip), key=lambda option: option.scratch)
-    for budget in (cached, 4 * cached, limit):
-        narrow = strip if budget < limit else 1
-        fitting = [o for o in _candidates(start, orders, narrow) if o.scratch <= min(budget, limit)]
-        if fitting:
-            best = min(fitting, key=lambda option: option.seconds)
-            break
+    best = _fastest(start, orders, limit)
+    shared = device.threads > 1 and problem.in_channels * best.seconds > _INLINE
+    if shared:
+        best = _fastest(replace(start, shared=True), orders, limit)
     # Equal pieces, and enough of them that every thread has some.
-    parallel = problem.in_channels * best.seconds > _INLINE
     pieces = -(-rows // best.rows)
-    if parallel and problem.in_channels < device.threads and best.columns == columns:
+    if shared and problem.in_channels < device.threads and best.columns == columns:
         pieces = min(-(-pieces // device.threads) * device.threads, rows)
     best = replace(best, rows=-(-rows // pieces))
     if best.rows < rows or best.columns < columns:
         return best
-    most = -(-problem.in_channels // device.threads) if parallel else problem.in_channels
+    most = -(-problem.in_channels // device.threads) if shared else problem.in_channels
+    budget = min(4 * _CACHED if shared else _CACHED, limit)
     while best.channels < most:
         wider = replace(best, channels=min(2 * best.channels, most))
-        if wider.scratch > min(_CACHED, limit):
+        if wider.scratch > budget:
             break
         best = wider
     pieces = -(-problem.in_channels // best.channels)
@@ -237,9 +235,20 @@ def _fit(
         share = -(-problem.batch // (2 * device.threads))
         while best.images < share:
             more = replace(best, images=min(2 * best.images, share))
-            if more.scratch > min(_CACHED, limit):
+            if more.scratch > budget:
                 break
             best = more
+    return best
+
+
+def _fastest(start: Tiling, orders: tuple[Order, ...], limit: int) -> Tiling:
+    best = start
+    for budget, narrow in ((min(_MOST, limit), start.strip), (limit, 1)):
+        options = _candidates(start, orders, narrow)
+        fitting = [option for option in options if option.scratch <= budget]
+        if fitting:
+            return min(fitting, key=lambda option: option.seconds)
+        best = min(options, key=lambda option: option.scratch)
     return best
 
 
@@ -351,6 +360,7 @@ class _Blocks:
         self.plan, self.tiling, self.dtype = plan, tiling, dtype
         self.x, self.w, self.bias, self.out, self.factors = x, w, bias, out, factors
         self.exact = plan.problem.accumulator.is_exact
+        self.holds = planes.integers_hold(plan.problem, dtype)
         self.workers: list[_Worker] = []
 
     def run(self) -> None:
@@ -384,7 +394,7 @@ class _Blocks:
         out = self.out[ins[0], outs, d.out(z, z + 1), h.out(*rows), w.out(*columns)]
         starts = z * d.stride, rows[0] * h.stride, columns[0] * w.stride
         bias = None if self.bias is None else self.bias[outs]
-        worker.compute(self.x[ins], starts, bias, out, self.exact)
+        worker.compute(self.x[ins], starts, bias, out, self.exact, self.holds)
 
 
 class _Worker:
@@ -435,6 +445,7 @@ class _Worker:
         bias: HostArray | None,
         out: HostArray,
         exact: bool,
+        holds: bool,
     ) -> None:
         t = self.tiling
         self.scratch.free(self.kept)
@@ -468,14 +479,15 @@ class _Worker:
             self._contain(block, result, before)
         if in_place:
             return
-        planes.store(out, result[:, :, :, None], bias, exact)
+        self.scratch.free(before)
+        planes.store(out, result[:, :, :, None], bias, exact, self.scratch if holds else None)
 
     def _multiply(self, block: HostArray, target: HostArray) -> None:
         """The matrix products of a block: target (images, channels, multiplier, rows, columns)."""
         t = self.tiling
         _, h, w = t.axes
         images, channels, multiplier, rows, width = target.shape
-        count = width // t.strip
+        count, every = width // t.strip, rows // t.phases
         strips = self.scratch.take((images, channels, *t.strip_shape(rows, width)), self.dtype)
         n_, c_, d_, h_, w_ = block.strides
         across = t.strip * w.stride * w_
@@ -487,26 +499,17 @@ class _Worker:
         n_, c_, j_, row_ = strips.strides[:4]
         if t.order != "copies":
             row_ *= h.stride
-        shape: tuple[int, ...]
-        steps: tuple[int, ...]
-        if t.order == "strips":  # products (strips, depth), one per row
-            shape, steps = (rows, count), (row_, j_)
-            split = target.reshape(images, channels, multiplier, rows, count, t.strip)
-        else:  # (rows, depth), one per strip and phase
-            every = rows // t.phases
-            shape, steps = (count, t.phases, every), (j_, row_, t.phases * row_)
-            split = target.reshape(
-                images, channels, multiplier, every, t.phases, count, t.strip
-            ).transpose(0, 1, 2, 5, 4, 3, 6)
         windows: HostArray = np.ndarray(
-            (images, channels, 1, *shape, t.depth),
+            (images, channels, 1, count, t.phases, every, t.depth),
             self.dtype,
             strips,
             0,
-            (n_, c_, 0, *steps, self.dtype.itemsize),
+            (n_, c_, 0, j_, row_, t.phases * row_, w_),
         )
-        lone = (1,) * (len(shape) - 1)
-        band = self.band.reshape(channels, multiplier, *lone, t.depth, t.strip)
+        band = self.band.reshape(channels, multiplier, 1, 1, t.depth, t.strip)
+        split = target.reshape(
+            images, channels, multiplier, every, t.phases, count, t.strip
+        ).transpose(0, 1, 2, 5, 4, 3, 6)
         np.matmul(windows, band, out=split)
 
     def _contain(self, block: HostArray, sums: HostArray, free: int) -> None:

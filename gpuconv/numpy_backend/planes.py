@@ -14,10 +14,11 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 
 from gpuconv.arrays import HostArray
 from gpuconv.dtypes import DType
@@ -26,6 +27,9 @@ from gpuconv.numpy_backend.scratch import rounded
 from gpuconv.problem import ConvProblem
 
 Piece = tuple[slice, slice | None]  # positions of a block, and the input's elements there (None: 0)
+Region = tuple[slice, ...]
+
+_EINSUM = 512  # outputs of a plane from which a call per plane pays
 
 
 @dataclass(frozen=True)
@@ -38,9 +42,9 @@ class Run:
     step: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Axis:
-    """One residue class of one axis: a convolution without dilation."""
+    """One residue class of one axis: a convolution without dilation. Each is a key of its own."""
 
     filter: int
     stride: int
@@ -52,6 +56,12 @@ class Axis:
     def reads(self, outputs: int) -> int:
         """How many padded positions `outputs` neighbours read."""
         return (outputs - 1) * self.stride + self.filter
+
+    @cached_property
+    def inside(self) -> tuple[int, int]:
+        """The padded positions that are not zeros: from the first to before the second."""
+        read = [run for run in self.runs if run.source >= 0]
+        return (read[0].start, read[-1].start + read[-1].count) if read else (0, 0)
 
     def out(self, start: int, stop: int) -> slice:
         """Where the outputs from `start` to `stop` lie in the whole output."""
@@ -156,18 +166,34 @@ def read(
     block: HostArray, planes: HostArray, axes: tuple[Axis, ...], starts: tuple[int, ...]
 ) -> None:
     """Fill `block`, (images, channels, depth, rows, columns), from `starts` in padded positions."""
+    margins, copies = _reads(axes, starts, block.shape[2:])
+    for here in margins:
+        block[here] = 0
+    for here, source in copies:
+        block[here] = planes[source]
+
+
+@lru_cache(maxsize=64)  # few: a block's pieces take about a kilobyte
+def _reads(
+    axes: tuple[Axis, ...], starts: tuple[int, ...], counts: tuple[int, ...]
+) -> tuple[list[Region], list[tuple[Region, Region]]]:
+    """Which regions of a block are zeros, and which come from where in the input."""
     pieces = [
-        axis.pieces(start, count)
-        for axis, start, count in zip(axes, starts, block.shape[2:], strict=True)
+        axis.pieces(start, count) for axis, start, count in zip(axes, starts, counts, strict=True)
     ]
-    for axis, parts in enumerate(pieces):
-        for here, source in parts:
-            if source is None:
-                block[(slice(None),) * (2 + axis) + (here,)] = 0
     both = slice(None), slice(None)
-    for d, h, w in itertools.product(*pieces):
-        if d[1] is not None and h[1] is not None and w[1] is not None:
-            block[(*both, d[0], h[0], w[0])] = planes[(*both, d[1], h[1], w[1])]
+    margins = [
+        (*both, *(slice(None),) * axis, here)
+        for axis, parts in enumerate(pieces)
+        for here, source in parts
+        if source is None
+    ]
+    copies = [
+        ((*both, *(here for here, _ in parts)), (*both, *(s for _, s in parts if s is not None)))
+        for parts in itertools.product(*pieces)
+        if all(source is not None for _, source in parts)
+    ]
+    return margins, copies
 
 
 def largest(x: HostArray, dtype: DType) -> int:
@@ -194,17 +220,24 @@ def exact_dtype(x: HostArray, w: HostArray, x_type: DType) -> np.dtype[Any] | No
     return np.dtype(np.float64) if largest <= 1 << 53 else None
 
 
-def store(out: HostArray, sums: HostArray, bias: HostArray | None, exact: bool) -> None:
+def store(
+    out: HostArray,
+    sums: HostArray,
+    bias: HostArray | None,
+    exact: bool,
+    scratch: Scratch | None = None,
+) -> None:
     """Write a block of `sums`, (N, C, multiplier, Z, P, Q), with its channels' bias, to `out`.
 
-    Where `exact`, sums of integers in floating point become 64-bit integers before they become
-    narrow ones: that is how they wrap, modulo 2^64. They do so in chunks of at most 32 KiB.
+    Sums in floating point become integers, cut off towards zero, before they become narrow ones:
+    that is how they wrap. They do so in chunks of at most 32 KiB or, where integers of their own
+    width hold them (`integers_hold`), in `scratch`, which has room for another array like `sums`.
     """
     out = np.reshape(out, sums.shape)  # a view: it splits the channels
     values: Any = None  # (C, multiplier, 1, 1, 1)
     if bias is not None:
         values = bias.reshape(*sums.shape[1:3], 1, 1, 1)
-    if not exact:
+    if out.dtype.kind not in "biu" or sums.dtype.kind in "biu":
         if values is None:
             np.copyto(out, sums, casting="unsafe")
         elif sums.dtype == out.dtype:
@@ -213,17 +246,32 @@ def store(out: HostArray, sums: HostArray, bias: HostArray | None, exact: bool) 
             np.add(sums, values.astype(sums.dtype, copy=False), out=sums)
             np.copyto(out, sums, casting="unsafe")
     elif out.dtype.itemsize == 8:
-        np.copyto(out.view(np.int64), sums, casting="unsafe")
+        np.copyto(out.view(np.int64) if exact else out, sums, casting="unsafe")
         if values is not None:
             np.add(out, values.astype(out.dtype), out=out)
+    elif scratch is not None:
+        integers = scratch.take(sums.shape, np.dtype(f"i{sums.dtype.itemsize}"))
+        np.copyto(integers, sums, casting="unsafe")
+        if values is not None:
+            np.add(integers, values.astype(integers.dtype), out=integers)
+        np.copyto(out, integers, casting="unsafe")
     else:
-        for n, c, m, z, p in np.ndindex(*sums.shape[:5]):
-            for start, stop in spans(sums.shape[-1], 4096):
-                at = n, c, m, z, p, slice(start, stop)
-                row = sums[at].astype(np.int64)
-                if values is not None:
-                    row += values[c, m, 0, 0, 0].astype(np.int64)
-                out[at] = row
+        for n, c, m, z in np.ndindex(*sums.shape[:4]):
+            for top, bottom in spans(sums.shape[4], max(4096 // sums.shape[5], 1)):
+                for start, stop in spans(sums.shape[5], 4096):
+                    at = n, c, m, z, slice(top, bottom), slice(start, stop)
+                    part = sums[at].astype(np.int64)
+                    if values is not None:
+                        part += values[c, m, 0, 0, 0].astype(np.int64)
+                    out[at] = part
+
+
+def integers_hold(problem: ConvProblem, sums: np.dtype[Any]) -> bool:
+    """Whether sums in this floating type fit in integers of its width.
+
+    Integers are summed in float32 only where that is exact.
+    """
+    return sums.itemsize == 8 or problem.x_dtype.is_exact
 
 
 def direct_sum(
@@ -239,6 +287,17 @@ def direct_sum(
     """
     steps = [axis.stride for axis in axes]
     counts = sums.shape[3:]
+    # einsum runs through all taps in one call, but takes one plane at a time and is slow at
+    # complex products.
+    if math.prod(counts) >= _EINSUM and sums.dtype.kind != "c":
+        strides = block.strides
+        across = tuple(n * step for n, step in zip(strides[2:], steps, strict=True))
+        shape = (*block.shape[:2], *w.shape[2:], *counts)
+        windows = as_strided(block, shape, (*strides, *across))
+        for n, c, m in np.ndindex(*sums.shape[:3]):
+            # In this order the innermost loop runs along the columns.
+            np.einsum("trs,trszpq->qpz", w[c, m], windows[n, c], out=sums[n, c, m].T, order="F")
+        return
     total, term = sums, sums
     for tap in np.ndindex(*w.shape[2:]):
         d, h, v = (

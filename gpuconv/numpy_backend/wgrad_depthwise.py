@@ -8,8 +8,10 @@ tap meets are one run of memory; dy is laid out at the same pitch, with zeros in
     x[0] x[1] x[2] x[3]        y[0] y[1] 0 0        stride 1, filter 3: tap r is the dot product
     x[4] x[5] x[6] x[7]        y[2] y[3] 0 0        of y's run with x's, begun r elements later
 
-Small images share a run: a dot product of a few hundred elements is mostly overhead.
-A zero times infinity is not zero: blocks in which x is not finite are summed without the gaps.
+All taps that meet one phase are one call, which goes from tap to tap while a channel's runs are in
+the nearest cache. Small images share a run: a dot product of a few hundred elements is mostly
+overhead. A zero times infinity is not zero: blocks whose sums are not finite are summed again
+without the gaps.
 Blocks of one channel are added up in a fixed order, whichever threads work.
 """
 
@@ -22,6 +24,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 
 from gpuconv.arrays import HostArray
 from gpuconv.numpy_backend import tiling, windows
@@ -33,9 +36,13 @@ from gpuconv.problem import ConvProblem
 
 OPERATIONS = ("wgrad",)
 
-_BLOCK_BYTES = 1 << 20  # of x and dy, which are read once per tap: half of a core's cache
+# Of x and dy. A block for two threads is larger than a core's cache: threads that hand the
+# interpreter's lock to each other every few microseconds are slower than one.
+_BLOCK_BYTES, _SHARED_BYTES = 1 << 20, 4 << 20
 _RUN = 8192  # elements that a dot product is given, where there are as many
-_WORTH_THREADS = 1e6  # flops
+_BLOCK = 60e-6  # seconds that the calls of a block take,
+_HANDOVER = 150e-6  # and with what threads then wait for each other
+_WORTH_THREADS = 1e7  # flops, or bytes to move
 
 
 @dataclass(frozen=True)
@@ -53,13 +60,14 @@ class Tiling:
         reads = windows.extents(problem, self.box)
         return tuple(-(-n // s) for n, s in zip(reads, problem.stride, strict=True))
 
-    def pieces(self, problem: ConvProblem) -> tuple[int, int, int]:
-        """Elements of a worker's scratch: padded x, its phases, dy at their pitch."""
+    def pieces(self, problem: ConvProblem) -> tuple[int, int, int, int]:
+        """Elements of a worker's scratch: padded x, its phases, dy at their pitch, the sums."""
         pitch = self.pitch(problem)
         run = self.channels * self.images * math.prod(pitch)
         plain = run * math.prod(problem.stride)
         phases = plain if any(s > 1 for s in problem.stride) else 0
-        return plain, phases, run * problem.group_out_channels
+        filters = self.channels * problem.group_out_channels
+        return plain, phases, run * problem.group_out_channels, filters * math.prod(problem.filter)
 
     def bytes(self, problem: ConvProblem) -> int:
         size = problem.accumulator.itemsize
@@ -77,17 +85,19 @@ def supports(problem: ConvProblem, device: Cpu) -> bool | No:
 
 
 def cost(problem: ConvProblem, device: Cpu) -> float:
-    """Every tap reads x and dy once more, from a core's caches, and calls NumPy per block."""
+    """Every tap reads x and dy once more, from a core's caches, in one dot product per plane."""
     cut = _tiling(problem, device)
-    taps, outputs = math.prod(problem.filter), math.prod(problem.y_shape)
-    slow = 4.0 if problem.accumulator.is_exact else 1.0
-    per_tap = 2 * problem.accumulator.itemsize * slow / (4 * device.copy_bytes) * outputs
+    taps = math.prod(problem.filter)
+    size = problem.accumulator.itemsize / 4
     boxes = problem.batch / cut.images * tiling.count(problem.output, cut.box)
-    blocks = boxes * problem.in_channels / cut.channels
-    dots = boxes * problem.out_channels * 50e-9
-    seconds = taps * (per_tap + blocks * 2 * device.call_seconds + dots)
-    seconds += blocks * 20 * device.call_seconds + 2 * problem.bytes_moved / device.copy_bytes
-    return seconds / cut.threads + device.start_seconds
+    blocks = boxes * -(-problem.in_channels // cut.channels)
+    plain, phases, spread, _ = cut.pieces(problem)
+    # BLAS multiplies no integers.
+    multiplied = spread * taps * size * (1e-9 if problem.accumulator.is_exact else 0.055e-9)
+    copied = (0.35e-9 * plain + 0.4e-9 * phases + 0.3e-9 * spread) * size
+    dots = cut.channels * problem.group_out_channels * taps * 40e-9
+    seconds = blocks * (multiplied + copied + dots + (_BLOCK if cut.threads == 1 else _HANDOVER))
+    return seconds / cut.threads + device.start(cut.threads)
 
 
 def workspace(problem: ConvProblem, device: Cpu) -> int:
@@ -99,19 +109,22 @@ def _tiling(problem: ConvProblem, device: Cpu) -> Tiling:
     limit = WORKSPACE_CAP
     if problem.workspace_limit is not None:
         limit = min(limit, problem.workspace_limit)
-    threads = device.threads if problem.flops > _WORTH_THREADS else 1
+    work = max(problem.flops, problem.bytes_moved)
+    threads = device.threads if work > _WORTH_THREADS else 1
     cut = Tiling(1, 1, problem.output, 1, threads)
     size, pixels = problem.accumulator.itemsize, math.prod(problem.output)
-    while sum(cut.pieces(problem)) * size > _BLOCK_BYTES and pixels > 512:
+    room = _SHARED_BYTES if threads > 1 else _BLOCK_BYTES
+    while sum(cut.pieces(problem)) * size > room and pixels > 512:
         pixels //= 2
         cut = replace(cut, box=tiling.cut(problem.output, pixels))
     if cut.box == problem.output:
         run = math.prod(cut.pitch(problem))
         cut = replace(cut, images=max(min(_RUN // run, problem.batch), 1))
         each = max(sum(cut.pieces(problem)) * size, 1)
-        most = max(min(_BLOCK_BYTES // each, -(-problem.in_channels // (2 * threads))), 1)
-        cut = replace(cut, channels=most)
-    if -(-problem.in_channels // cut.channels) < 2 * threads and threads > 1:
+        most = max(min(room // each, -(-problem.in_channels // threads)), 1)
+        pieces = -(-problem.in_channels // most)
+        cut = replace(cut, channels=-(-problem.in_channels // pieces))
+    if -(-problem.in_channels // cut.channels) < threads:
         blocks = -(-problem.batch // cut.images) * tiling.count(problem.output, cut.box)
         cut = replace(cut, shares=max(min(2 * threads, blocks), 1))
     while cut.bytes(problem) > limit:
@@ -183,8 +196,13 @@ class _Worker:
         self, problem: ConvProblem, cut: Tiling, dtype: np.dtype[Any], memory: Arena
     ) -> None:
         self.problem, self.strided = problem, any(s > 1 for s in problem.stride)
-        self.plain, self.phases, self.grad = (memory.take(n, dtype) for n in cut.pieces(problem))
-        self.taps = list(np.ndindex(*problem.filter))
+        self.plain, self.phases, self.grad, self.sums = (
+            memory.take(n, dtype) for n in cut.pieces(problem)
+        )
+        # Taps that are so many apart meet the same phase.
+        self.apart = [
+            s // math.gcd(s, d) for s, d in zip(problem.stride, problem.dilation, strict=True)
+        ]
 
     def add(
         self,
@@ -215,9 +233,6 @@ class _Worker:
             np.conjugate(block, out=block)  # vecdot conjugates it again
         region: tuple[Any, ...] = (..., *map(slice, corner, ends))
         values = grad[region]
-        if block.dtype.kind in "fc" and not np.isfinite(block).all():
-            self._without_gaps(inside, values, extents, total)
-            return
         split = itertools.chain(*zip(pitch, stride, strict=True))
         phases = block.reshape(channels, images, *split)
         order = (0, *range(3, 2 * ndim + 2, 2), 1, *range(2, 2 * ndim + 1, 2))
@@ -236,19 +251,39 @@ class _Worker:
         length = 1 + sum((n - 1) * step for n, step in zip(extents, steps, strict=True))
         length += (images - 1) * math.prod(pitch)
         spread = spread.reshape(channels, multiplier, -1)[..., :length]
-        for i, tap in enumerate(self.taps):
-            at = [r * d for r, d in zip(tap, dilation, strict=True)]
+        found = self.sums[: channels * multiplier * math.prod(problem.filter)]
+        found = found.reshape(channels, multiplier, *problem.filter)
+        spread = spread[(slice(None), slice(None), *(None,) * ndim)]
+        for first in np.ndindex(*map(min, self.apart, problem.filter)):
+            at = [r * d for r, d in zip(first, dilation, strict=True)]
             phase = tuple(a % s for a, s in zip(at, stride, strict=True))
             start = sum(a // s * step for a, s, step in zip(at, stride, steps, strict=True))
-            run = runs[(slice(None), *phase, slice(start, start + length))]
-            total[i] += np.vecdot(run[:, None], spread)
+            taps = tuple(slice(r, None, step) for r, step in zip(first, self.apart, strict=True))
+            target = found[(slice(None), slice(None), *taps)]
+            apart = zip(self.apart, dilation, stride, steps, strict=True)
+            run = runs[(slice(None), *phase, slice(start, None))]
+            seen = as_strided(
+                run,
+                (channels, 1, *target.shape[2:], length),
+                (
+                    run.strides[0],
+                    0,
+                    *(n * d // s * step * run.itemsize for n, d, s, step in apart),
+                    run.itemsize,
+                ),
+            )
+            np.vecdot(seen, spread, out=target)
+        if found.dtype.kind in "fc" and not np.isfinite(found).all():
+            self._without_gaps(inside, values, extents, total)
+        else:
+            total += np.moveaxis(found.reshape(channels, multiplier, -1), -1, 0)
 
     def _without_gaps(
         self, block: HostArray, values: HostArray, extents: tiling.Box, total: HostArray
     ) -> None:
         values = values.astype(block.dtype)
         view = windows.windows(self.problem, block, extents)
-        for i, tap in enumerate(self.taps):
+        for i, tap in enumerate(np.ndindex(*self.problem.filter)):
             seen = view[(slice(None), slice(None), *tap)][:, :, None].conj()
             total[i] += (seen * values).sum(axis=(0, *range(3, values.ndim)))
 

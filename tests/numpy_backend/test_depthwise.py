@@ -41,3 +41,54 @@ def test_64_bit_integers_wrap():
     y = np.empty(problem.y_shape, np.int64)
     depthwise.run(plan, x, w, None, y)
     testing.assert_close(problem, y, x, w)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("multiplier", [1, 2])
+def test_windows_that_are_mostly_padding(channels_last, stride, multiplier):
+    rng = np.random.default_rng(0)
+    for extents, filters, padding in (
+        ((7, 7), (13, 13), 6), ((2, 30), (9, 3), (4, 1)), ((3, 5), (3, 3), ((5, 7), (0, 2))),
+        ((1, 4, 6), (3, 5, 3), (3, 2, 1)), ((20,), (31,), 15),
+    ):  # fmt: skip
+        x = rng.standard_normal((2, 6, *extents), np.float32)
+        w = rng.standard_normal((6 * multiplier, 1, *filters), np.float32)
+        problem = describe(
+            "test", len(extents), x.shape, w.shape, x.dtype, w.dtype, groups=6, padding=padding,
+            channels_last=channels_last, stride=stride,
+        )  # fmt: skip
+        testing.assert_close(problem, run(problem, x, w), x, w)
+
+
+def test_zeros_of_the_padding_meet_weights_that_are_not_finite():
+    x = np.ones((1, 2, 5, 40), np.float32)
+    w = np.ones((2, 1, 9, 3), np.float32)
+    w[1, 0, 0, 1] = np.inf
+    problem = describe("test", 2, x.shape, w.shape, x.dtype, w.dtype, groups=2, padding=(4, 1))
+    y = run(problem, x, w)
+    assert np.isfinite(y[:, 0]).all()
+    assert np.isnan(y[0, 1, :4]).all()  # the row of zeros above the image, times infinity
+    assert np.isinf(y[0, 1, 4]).all()
+
+
+def test_bits_do_not_depend_on_the_memory_of_the_result():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 5, 30, 61), np.float32)
+    for filters in ((3, 3), (7, 7)):
+        w = rng.standard_normal((5, 1, *filters), np.float32)
+        problem = describe("test", 2, x.shape, w.shape, x.dtype, w.dtype, groups=5)
+        plan = choose("test", problem, "numpy", CPU, "depthwise")
+        expected = run(problem, x, w)
+        for memory in testing.MEMORY_ORDERS:
+            y = testing.in_memory_order(np.zeros_like(expected), memory, channel_axis=1)
+            depthwise.run(plan, x, w, None, y)
+            np.testing.assert_array_equal(y, expected)
+
+
+def run(problem, x, w):
+    plan = choose("test", problem, "numpy", CPU, "depthwise")
+    y = np.full(problem.y_shape, 77, problem.y_dtype.numpy)
+    with np.errstate(all="ignore"):
+        depthwise.run(plan, x, w, None, y)
+    return y
