@@ -23,7 +23,7 @@ from gpuconv.problem import ConvProblem
 Type = np.dtype[Any]
 
 _UNPACKED = 1_000_000  # products that OpenBLAS multiplies without packing
-WORTH_THREADS = 4e6  # flops: below, waking a second thread costs more than it saves
+WORTH_THREADS = 16e6  # flops: below, waking a second thread costs more than it saves
 
 _FLOAT32, _FLOAT64, _INT64 = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.int64)
 
@@ -78,8 +78,10 @@ def matrix(
     groups, count = filters.shape[:2]
     if channels_last:
         filters = np.moveaxis(filters, 2, -1)
-    elif not turned and filters.dtype == scratch.dtype and filters.flags.c_contiguous:
-        return filters.reshape(groups, count, -1)
+    elif not turned and filters.dtype == scratch.dtype and filters[0, 0].flags.c_contiguous:
+        rows = filters.reshape(groups, count, -1)
+        if readable(rows):
+            return rows
     if turned:
         shape = (groups, *filters.shape[2:], count)
         reordered = scratch[: filters.size].reshape(shape)
@@ -91,24 +93,32 @@ def matrix(
 
 
 def channels_last(problem: ConvProblem) -> bool:
-    """Whether products are computed channels last, and the filters turned for it.
+    """Whether products are computed channels last.
 
     The expected memory decides, not that of `out`: the same bits come whatever memory they go to.
     """
     return problem.channels_last and problem.batch * math.prod(problem.output) > 256
 
 
-def sums(scratch: HostArray, shape: tuple[int, int, int], channels_last: bool) -> HostArray:
-    """Room for products (G, K/G, pixels)."""
-    groups, count, pixels = shape
+def turns(problem: ConvProblem) -> bool:
+    """Whether the filters are turned for products that are channels last.
+
+    It makes them a few percent faster, and costs several nanoseconds for each weight.
+    """
+    return problem.channels_last and problem.batch * math.prod(problem.output) > 16384
+
+
+def sums(scratch: HostArray, shape: tuple[int, ...], channels_last: bool) -> HostArray:
+    """Room for products (..., K/G, pixels)."""
+    *stacked, count, pixels = shape
     room = scratch[: math.prod(shape)]
     if channels_last:
-        return room.reshape(groups, pixels, count).transpose(0, 2, 1)
+        return room.reshape(*stacked, pixels, count).swapaxes(-1, -2)
     return room.reshape(shape)
 
 
 def multiply(weights: HostArray, columns: HostArray, out: HostArray) -> None:
-    """``out[...] = weights @ columns``, (G, K/G, depth) @ (G, depth, pixels).
+    """``out[...] = weights @ columns``, (G, K/G, depth) @ (..., G, depth, pixels).
 
     Small filters multiply a few hundred columns at a time: up to a million products OpenBLAS takes
     a way that does not pack its operands first, and is up to 1.4 times as fast.
@@ -175,9 +185,9 @@ def bias_vector(problem: ConvProblem, bias: HostArray | None, product: Type) -> 
 
 
 def in_place(problem: ConvProblem, product: Type, target: HostArray, channels_last: bool) -> bool:
-    """Whether BLAS can write its result into `target`, (G, K/G, pixels), as into ``sums``."""
+    """Whether BLAS can write its result into `target`, (..., K/G, pixels), as into ``sums``."""
     if channels_last:
-        target = target.transpose(0, 2, 1)
+        target = target.swapaxes(-1, -2)
     return (
         not problem.accumulator.is_exact
         and target.dtype == product
@@ -221,6 +231,7 @@ def seconds(
     problem: ConvProblem,
     device: Cpu,
     columns: int,
+    products: int,
     parts: int,
     threads: int,
     copied: float,
@@ -229,8 +240,8 @@ def seconds(
     """Predicted time of a convolution as products of W (K/G, depth) with (depth, columns).
 
     The products at BLAS's rate for such shapes, `copied` bytes per pixel beside them, `calls`
-    NumPy calls per block of `columns` pixels and one of `parts` of the output channels, and the
-    operands' way through memory.
+    NumPy calls per block of `products` times `columns` pixels and one of `parts` of the output
+    channels, and the operands' way through memory.
     """
     pixels = math.prod(problem.output) * problem.batch
     size = itemsize(problem)
@@ -241,7 +252,7 @@ def seconds(
         (problem.reduction, 8),
     ):
         rate *= extent / (extent + half)
-    blocks = max(math.ceil(pixels / columns), 1) * parts
+    blocks = max(math.ceil(pixels / (columns * products)), 1) * parts
     work = (
         problem.flops / rate
         + pixels * copied / (3 * device.copy_bytes)

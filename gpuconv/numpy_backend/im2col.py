@@ -2,12 +2,14 @@
 
 Only the windows of one block of output pixels are ever laid out, in a buffer that stays in a core's
 second-level cache while BLAS reads it; the products go straight to their place in the result where
-BLAS can write there. Blocks are spread over threads.
+BLAS can write there. Blocks are spread over threads. Sums over thousands of elements are products
+of a share of the channels each, added up in order: blocks of few pixels would spend their time on
+reading the weights.
 
 The windows are laid out channels first, as the filter's own memory runs, or channels last where x's
 memory does and is long enough to be worth reordering the filter:
 
-    first: (G, C/G, taps, pixels)       last: (G, pixels, taps, C/G)
+    first: (G, channels, taps, pixels)       last: (G, pixels, taps, channels)
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from gpuconv.problem import ConvProblem
 _BLOCK_BYTES = 2 << 20  # of windows: about a core's second-level cache
 _FEWEST_PIXELS, _MOST_PIXELS = 200, 4096  # of a block: products of fewer columns are slow
 _GROUP_PIXELS = 1024  # of a block: products of few output channels want more columns
+_DEEPEST, _DEEP_PIXELS = 2304, 1024  # a longer sum is cut, to the length that its block leaves
 _FEW_PIXELS = 96  # images smaller than this share a product, which BLAS does better when wide
 
 
@@ -39,19 +42,22 @@ class Tiling:
 
     images: int  # that share a block; more than 1 only where the box is a whole image
     box: tuple[int, ...]  # output positions of a block along each axis
-    groups: int  # whose windows are laid out at a time
+    groups: int  # whose windows are laid out at a time, each of
+    channels: int  # of its input channels
     filters: int  # output channels whose weights are held at a time, a multiple of all groups
     parts: int  # of a block's output channels, where there are fewer blocks than threads
     threads: int
     weights: int  # elements of scratch, each: the reordered or converted weights,
-    block: int  # per thread the padded input of a block,
+    block: int  # per thread the padded input of a block, none where windows are read from x,
     columns: int  # its windows,
-    sums: int  # and its products
+    sums: int  # its products,
+    more: int  # and those that are added to them
 
     def bytes(self, itemsize: int) -> int:
         """All of the scratch memory."""
         weights, *each = (
-            rounded(n * itemsize) for n in (self.weights, self.block, self.columns, self.sums)
+            rounded(n * itemsize)
+            for n in (self.weights, self.block, self.columns, self.sums, self.more)
         )
         return weights + self.threads * sum(each) + ALIGN
 
@@ -66,7 +72,10 @@ def cost(problem: ConvProblem, device: Cpu) -> float:
     cut = _tiling(problem, device)
     columns = cut.images * math.prod(cut.box)
     copied = problem.reduction * problem.groups * gemm.itemsize(problem)
-    return gemm.seconds(problem, device, columns, cut.parts, cut.threads, copied * cut.parts, 16)
+    calls = 16 * problem.group_in_channels // cut.channels
+    return gemm.seconds(
+        problem, device, columns, 1, cut.parts, cut.threads, copied * cut.parts, calls
+    )
 
 
 def workspace(problem: ConvProblem, device: Cpu) -> int:
@@ -87,13 +96,18 @@ def _tiling(problem: ConvProblem, device: Cpu) -> Tiling:
         per_group = max(weights // depth, 1)
         filters = min(filters, problem.groups * per_group)
     threads = device.threads if problem.flops > gemm.WORTH_THREADS else 1
-    together = max(_BLOCK_BYTES // (problem.reduction * itemsize * _GROUP_PIXELS), 1)
+    channels = _channels(problem)
+    length = problem.reduction // problem.group_in_channels * channels
+    wide = min(_GROUP_PIXELS, problem.batch * math.prod(problem.output))
+    together = max(_BLOCK_BYTES // (length * itemsize * wide), 1)
     together = math.ceil(problem.groups / math.ceil(problem.groups / together))
-    pixels = _BLOCK_BYTES // (problem.reduction * together * itemsize)
+    pixels = _BLOCK_BYTES // (length * together * itemsize)
+    if channels < problem.group_in_channels:
+        pixels = max(pixels, _DEEP_PIXELS)
     pixels = min(max(pixels, _FEWEST_PIXELS), _MOST_PIXELS)
     pixels = tiling.balance(problem.output, pixels, problem.batch, threads, _FEWEST_PIXELS)
     while True:
-        cut = _cut(problem, pixels, together, filters, threads)
+        cut = _cut(problem, pixels, together, channels, filters, threads)
         if cut.bytes(itemsize) <= limit or pixels * threads * filters <= problem.groups:
             return cut
         if pixels > 64:
@@ -108,64 +122,93 @@ def _tiling(problem: ConvProblem, device: Cpu) -> Tiling:
             filters = max(filters // problem.groups // 2, 1) * problem.groups
 
 
-def _cut(problem: ConvProblem, pixels: int, together: int, filters: int, threads: int) -> Tiling:
+def _channels(problem: ConvProblem) -> int:
+    """How many channels of a group share a product: equal parts of them."""
+    channels, taps = problem.group_in_channels, math.prod(problem.filter)
+    if problem.reduction <= _DEEPEST:
+        return channels
+    most = max(_DEEPEST // 2 // taps, 1)
+    found = next(n for n in range(min(most, channels), 0, -1) if channels % n == 0)
+    return found if 4 * found >= most else channels
+
+
+def _cut(
+    problem: ConvProblem, pixels: int, together: int, channels: int, filters: int, threads: int
+) -> Tiling:
     box = tiling.cut(problem.output, pixels)
     size = math.prod(box)
     images = 1
     if box == problem.output and size < _FEW_PIXELS and pixels >= 2 * size:
         images = tiling.share(pixels // size, problem.batch, threads)
         product, rows = gemm.planned_type(problem), filters // problem.groups
-        if not gemm.columns_alike(rows, problem.reduction, images * size, product):
+        length = math.prod(problem.filter) * channels
+        if not gemm.columns_alike(rows, length, images * size, product):
             images = 1
-    extents = windows.extents(problem, box)
+    some = images * together * channels
+    block = 0 if _from_x(problem, box) else some * math.prod(windows.extents(problem, box))
     return Tiling(
         images=images,
         box=box,
         groups=together,
+        channels=channels,
         filters=filters,
         parts=tiling.parts(problem, box, images, threads),
         threads=threads,
         weights=filters * problem.reduction,
-        block=images * problem.in_channels * math.prod(extents),
-        columns=images * size * problem.reduction * together,
+        block=block,
+        columns=some * math.prod(problem.filter) * size,
         sums=images * size * filters,
+        more=images * size * filters if channels < problem.group_in_channels else 0,
     )
 
 
+def _from_x(problem: ConvProblem, box: tuple[int, ...]) -> bool:
+    """Whether windows are read from x itself: where a block's input is larger than its windows."""
+    read, laid_out = math.prod(windows.extents(problem, box)), math.prod(box)
+    taps = math.prod(problem.filter)
+    return taps == 1 or read > taps * laid_out
+
+
 def run(plan: Plan, x: HostArray, w: HostArray, bias: HostArray | None, out: HostArray) -> None:
-    with arena(workspace(plan.problem, plan.device)) as memory:
-        _run(plan, x, w, bias, out, memory)
+    cut = _tiling(plan.problem, plan.device)
+    with arena(cut.bytes(gemm.itemsize(plan.problem))) as memory:
+        _run(plan.problem, cut, x, w, bias, out, memory)
 
 
 def _run(
-    plan: Plan,
+    problem: ConvProblem,
+    cut: Tiling,
     x: HostArray,
     w: HostArray,
     bias: HostArray | None,
     out: HostArray,
     memory: Arena,
 ) -> None:
-    problem, cut = plan.problem, _tiling(plan.problem, plan.device)
     groups = problem.groups
     product = gemm.product_type(problem, x, w)
     bias = gemm.bias_vector(problem, bias, product)
     if problem.flip:
         w = np.flip(w, tuple(range(2, w.ndim)))
-    turned = cut.images == 1 and gemm.channels_last(problem)
+    written_last = cut.images == 1 and gemm.channels_last(problem)
+    turned = cut.images == 1 and gemm.turns(problem)
     w = w.reshape(groups, -1, *w.shape[1:])
     out = out.reshape(out.shape[0], groups, -1, *out.shape[2:])
     last = _channels_last(problem, x)
-    weights_scratch = memory.take(cut.weights, product)
+    shares = [slice(c, c + cut.channels) for c in range(0, w.shape[2], cut.channels)]
+    pieces = np.split(memory.take(cut.weights, product), len(shares))
     scratch = [_Scratch(problem, cut, product, last, memory) for _ in range(cut.threads)]
-    boxes = [_Box(problem, *box) for box in tiling.boxes(problem.output, cut.box)]
+    boxes = _boxes(problem, cut.box)
     firsts = range(0, x.shape[0], cut.images)
     blocks = list(itertools.product(firsts, boxes, range(cut.parts)))
     step = cut.filters // groups
     for first in range(0, problem.group_out_channels, step):
         chosen = slice(first, first + step)
-        weights = gemm.matrix(w[:, chosen], weights_scratch, last, turned)
+        weights = [
+            gemm.matrix(w[:, chosen, channels], piece, last, turned)
+            for channels, piece in zip(shares, pieces, strict=True)
+        ]
         column_bias = None if bias is None else bias.reshape(groups, -1, 1)[:, chosen]
-        one = _Pass(problem, cut, x, weights, column_bias, out[:, :, chosen], turned, scratch)
+        one = _Pass(problem, cut, x, weights, column_bias, out[:, :, chosen], written_last, scratch)
         run_blocks(cut.threads, blocks, one.work)
 
 
@@ -177,69 +220,93 @@ class _Pass:
         problem: ConvProblem,
         cut: Tiling,
         x: HostArray,
-        weights: HostArray,
+        weights: list[HostArray],
         bias: HostArray | None,
         out: HostArray,
-        turned: bool,
+        written_last: bool,
         scratch: list[_Scratch],
     ) -> None:
-        self.problem, self.cut, self.turned, self.scratch = problem, cut, turned, scratch
-        self.x, self.weights, self.bias, self.out = x, weights, bias, out
+        self.problem, self.cut, self.written_last, self.scratch = (
+            problem,
+            cut,
+            written_last,
+            scratch,
+        )
+        self.x = x.reshape(x.shape[0], problem.groups, -1, *x.shape[2:])
+        self.weights, self.bias, self.out = weights, bias, out
         self.out_flat = tiling.flat(out, problem.ndim) if cut.images == 1 else None
-        self.rows = math.ceil(weights.shape[1] / cut.parts)
+        self.product = weights[0].dtype
+        self.rows = math.ceil(weights[0].shape[1] / cut.parts)
 
     def work(self, block: tuple[int, _Box, int], worker: int) -> None:
         n, box, part = block
         problem, scratch = self.problem, self.scratch[worker]
         rows = slice(part * self.rows, (part + 1) * self.rows)
-        weights = self.weights[:, rows]
         bias = None if self.bias is None else self.bias[:, rows]
         views = scratch.views(box.extents)
-        x = self.x[n : n + self.cut.images]
-        windows.read(problem, x, box.ranges, views.block[: len(x)])
+        images = min(self.cut.images, len(self.x) - n)
         if self.out_flat is not None:
             target = self.out_flat[n, :, rows, box.start : box.start + box.pixels]
-            if gemm.in_place(problem, weights.dtype, target, self.turned):
-                self._multiply(weights, views, target)
+            if gemm.in_place(problem, self.product, target, self.written_last):
+                self._multiply(n, box, rows, scratch, target)
                 if bias is not None:
                     target += bias
                 return
-        shape = (problem.groups, weights.shape[1], views.matrix.shape[2])
-        sums = gemm.sums(scratch.sums, shape, self.turned)
-        self._multiply(weights, views, sums)
+        shape = (problem.groups, self.out[0, :, rows].shape[1], views.matrix.shape[2])
+        sums = gemm.sums(scratch.sums, shape, self.written_last)
+        self._multiply(n, box, rows, scratch, sums)
         if bias is not None:
             bias = bias.reshape(*bias.shape[:2], *[1] * problem.ndim)
-        for i in range(len(x)):
+        for i in range(images):
             target = self.out[n + i][:, rows][box.region]
             sums_i = sums[:, :, i * box.pixels : (i + 1) * box.pixels]
             gemm.store(problem, sums_i.reshape(target.shape), bias, target)
 
-    def _multiply(self, weights: HostArray, views: _Views, out: HostArray) -> None:
-        for first in range(0, self.problem.groups, self.cut.groups):
-            groups = slice(first, first + self.cut.groups)
-            source = views.windows[groups]
-            if views.windows is not views.columns:
-                np.copyto(views.columns[: len(source)], source)
-            matrix = views.matrix[: len(source)]
-            if self.cut.images == 1:
-                gemm.multiply(weights[groups], matrix, out[groups])
-            else:  # in the shape that was found to treat all columns alike
-                np.matmul(weights[groups], matrix, out=out[groups])
+    def _multiply(self, n: int, box: _Box, rows: slice, scratch: _Scratch, out: HostArray) -> None:
+        cut, views = self.cut, scratch.views(box.extents)
+        more = (
+            gemm.sums(scratch.more, out.shape, self.written_last) if len(self.weights) > 1 else out
+        )
+        for first in range(0, self.problem.groups, cut.groups):
+            groups = slice(first, first + cut.groups)
+            for i, weights in enumerate(self.weights):
+                channels = slice(i * cut.channels, (i + 1) * cut.channels)
+                x = self.x[n : n + cut.images, groups, channels]
+                columns = views.columns[:, : x.shape[1]]
+                if views.block is None:
+                    windows.fill(x, box.copies, columns[: len(x)])
+                else:
+                    windows.fill(x, box.copies, views.block[: len(x), : x.shape[1]])
+                    np.copyto(columns, views.windows[:, : x.shape[1]])
+                matrix = views.matrix[: x.shape[1]]
+                target = more[groups] if i else out[groups]
+                if cut.images == 1:
+                    gemm.multiply(weights[groups, rows], matrix, target)
+                else:  # in the shape that was found to treat all columns alike
+                    np.matmul(weights[groups, rows], matrix, out=target)
+                if i:
+                    out[groups] += target
 
 
 class _Box:
     """A box of outputs of one image: what does not change from image to image."""
 
     def __init__(
-        self, problem: ConvProblem, corner: tiling.Box, extents: tiling.Box, start: int
+        self, problem: ConvProblem, corner: tiling.Box, extents: tiling.Box, start: int, whole: bool
     ) -> None:
         self.extents, self.start, self.pixels = extents, start, math.prod(extents)
         ends = [c + n for c, n in zip(corner, extents, strict=True)]
         self.region = (..., *(slice(c, end) for c, end in zip(corner, ends, strict=True)))
-        self.ranges = [
-            windows.input_range(problem, axis, c, end)
-            for axis, (c, end) in enumerate(zip(corner, ends, strict=True))
-        ]
+        if whole:
+            self.copies = windows.gathering(problem, corner, extents)
+        else:
+            self.copies = windows.reading(problem, corner, extents)
+
+
+@lru_cache(maxsize=256)
+def _boxes(problem: ConvProblem, box: tiling.Box) -> list[_Box]:
+    from_x = _from_x(problem, box)
+    return [_Box(problem, *each, from_x) for each in tiling.boxes(problem.output, box)]
 
 
 def _channels_last(problem: ConvProblem, x: HostArray) -> bool:
@@ -253,9 +320,9 @@ def _channels_last(problem: ConvProblem, x: HostArray) -> bool:
 class _Views:
     """One worker's scratch memory, as the arrays that blocks of one size need."""
 
-    block: HostArray  # (images, C, spatial...), the padded input
-    windows: HostArray  # of `block`, all groups, in the axes of `columns`; `columns` itself for 1x1
-    columns: HostArray  # some groups
+    block: HostArray | None  # (images, groups, channels, spatial...), the padded input
+    windows: HostArray  # of `block`, (images, groups, channels, taps..., positions...)
+    columns: HostArray  # the same, laid out
     matrix: HostArray  # `columns` as (groups, depth, images * pixels)
 
 
@@ -269,9 +336,10 @@ class _Scratch:
         memory: Arena,
     ) -> None:
         self._problem, self._cut, self._last = problem, cut, last
-        self._block = memory.take(cut.block, product)
+        self._block = memory.take(cut.block, product) if cut.block else None
         self._columns = memory.take(cut.columns, product)
         self.sums = memory.take(cut.sums, product)
+        self.more = memory.take(cut.more, product)
         self._views: dict[tuple[int, ...], _Views] = {}
 
     def views(self, box: tuple[int, ...]) -> _Views:
@@ -280,37 +348,28 @@ class _Scratch:
         return self._views[box]
 
     def _make(self, box: tuple[int, ...]) -> _Views:
-        problem, images = self._problem, self._cut.images
-        groups, ndim = problem.groups, problem.ndim
-        if groups == math.prod(problem.filter) == math.prod(problem.stride) == 1:
-            return self._pointwise(box)
+        problem, images, ndim = self._problem, self._cut.images, self._problem.ndim
+        groups, channels, taps = self._cut.groups, self._cut.channels, problem.filter
+        depth = channels * math.prod(taps)
+        columns = self._columns[: groups * depth * images * math.prod(box)]
+        if self._last:
+            matrix = columns.reshape(groups, -1, depth).transpose(0, 2, 1)
+            columns = columns.reshape(groups, images, *box, *taps, channels)
+            order = (1, 0, 2 + 2 * ndim, *range(2 + ndim, 2 + 2 * ndim), *range(2, 2 + ndim))
+        else:
+            matrix = columns.reshape(groups, depth, -1)
+            columns = columns.reshape(groups, channels, *taps, images, *box)
+            order = (2 + ndim, 0, 1, *range(2, 2 + ndim), *range(3 + ndim, 3 + 2 * ndim))
+        columns = columns.transpose(order)
+        if self._block is None:
+            return _Views(None, columns, columns, matrix)
         extents = windows.extents(problem, box)
-        size = images * problem.in_channels * math.prod(extents)
+        block = self._block[: images * groups * channels * math.prod(extents)]
         if self._last:
-            block = self._block[:size].reshape(images, *extents, problem.in_channels)
-            block = np.moveaxis(block, -1, 1)
+            block = np.moveaxis(block.reshape(images, *extents, groups * channels), -1, 1)
         else:
-            block = self._block[:size].reshape(images, problem.in_channels, *extents)
+            block = block.reshape(images, groups * channels, *extents)
         view = windows.windows(problem, block, box)
-        view = view.reshape(images, groups, problem.group_in_channels, *view.shape[2:])
-        taps, pixels = tuple(range(3, 3 + ndim)), tuple(range(3 + ndim, 3 + 2 * ndim))
-        order = (1, 0, *pixels, *taps, 2) if self._last else (1, 2, *taps, 0, *pixels)
-        view = view.transpose(order)
-        together, depth = self._cut.groups, problem.reduction
-        shape = (together, *view.shape[1:])
-        columns = self._columns[: math.prod(shape)].reshape(shape)
-        matrix = columns.reshape((together, -1, depth) if self._last else (together, depth, -1))
-        return _Views(block, view, columns, matrix.transpose(0, 2, 1) if self._last else matrix)
-
-    def _pointwise(self, box: tuple[int, ...]) -> _Views:
-        """The input itself, read into the columns' place."""
-        images, channels = self._cut.images, self._problem.in_channels
-        columns = self._columns[: channels * images * math.prod(box)]
-        if self._last:
-            block = np.moveaxis(columns.reshape(images, *box, channels), -1, 1)
-            matrix = columns.reshape(-1, channels).T
-        else:
-            block = columns.reshape(channels, images, *box).swapaxes(0, 1)
-            matrix = columns.reshape(channels, -1)
-        columns = columns[None]
-        return _Views(block, columns, columns, matrix[None])
+        view = view.reshape(images, groups, channels, *view.shape[2:])
+        block = block.reshape(images, groups, channels, *extents)
+        return _Views(block, view, columns, matrix)

@@ -10,6 +10,7 @@ import itertools
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +28,7 @@ _FEWEST_PIXELS = 200  # of a block: products of fewer columns are slow
 
 @dataclass(frozen=True)
 class _Tiling:
+    images: int  # of a block; more than 1 only where the box is a whole image
     box: tiling.Box
     parts: int  # of a block's output channels, where there are fewer blocks than threads
     threads: int
@@ -51,7 +53,8 @@ def supports(problem: ConvProblem, device: Cpu) -> bool | No:
 
 def cost(problem: ConvProblem, device: Cpu) -> float:
     cut = _tiling(problem, device)
-    return gemm.seconds(problem, device, math.prod(cut.box), cut.parts, cut.threads, 0.0, 8)
+    columns = math.prod(cut.box)
+    return gemm.seconds(problem, device, columns, cut.images, cut.parts, cut.threads, 0.0, 8)
 
 
 def workspace(problem: ConvProblem, device: Cpu) -> int:
@@ -70,10 +73,14 @@ def _tiling(problem: ConvProblem, device: Cpu) -> _Tiling:
     pixels = tiling.balance(problem.output, pixels, problem.batch, threads, _FEWEST_PIXELS)
     while True:
         box = tiling.cut(problem.output, pixels)
-        size = math.prod(box)
+        images = 1
+        if box == problem.output:
+            images = tiling.share(pixels // math.prod(box), problem.batch, threads)
+        size = images * math.prod(box)
         result = _Tiling(
+            images=images,
             box=box,
-            parts=tiling.parts(problem, box, 1, threads),
+            parts=tiling.parts(problem, box, images, threads),
             threads=threads,
             weights=math.prod(problem.w_shape),
             block=problem.in_channels * size,
@@ -87,28 +94,44 @@ def _tiling(problem: ConvProblem, device: Cpu) -> _Tiling:
             threads -= 1
 
 
+_Box = tuple[tuple[Any, ...], slice]
+
+
+@lru_cache(maxsize=1024)
+def _boxes(output: tiling.Box, box: tiling.Box) -> list[_Box]:
+    """The region of the output, and the run of the flattened output, of every box."""
+    return [
+        (
+            (..., *(slice(c, c + n) for c, n in zip(corner, extents, strict=True))),
+            slice(start, start + math.prod(extents)),
+        )
+        for corner, extents, start in tiling.boxes(output, box)
+    ]
+
+
 def run(plan: Plan, x: HostArray, w: HostArray, bias: HostArray | None, out: HostArray) -> None:
-    with arena(workspace(plan.problem, plan.device)) as memory:
-        _run(plan, x, w, bias, out, memory)
+    cut = _tiling(plan.problem, plan.device)
+    with arena(cut.bytes(gemm.itemsize(plan.problem))) as memory:
+        _run(plan.problem, cut, x, w, bias, out, memory)
 
 
 def _run(
-    plan: Plan,
+    problem: ConvProblem,
+    cut: _Tiling,
     x: HostArray,
     w: HostArray,
     bias: HostArray | None,
     out: HostArray,
     memory: Arena,
 ) -> None:
-    problem, cut = plan.problem, _tiling(plan.problem, plan.device)
     groups = problem.groups
     product = gemm.product_type(problem, x, w)
     bias = gemm.bias_vector(problem, bias, product)
-    turned = gemm.channels_last(problem)
+    last = gemm.channels_last(problem)
     weights = gemm.matrix(
         w.reshape(groups, -1, *w.shape[1:]),
         memory.take(cut.weights, product),
-        turned=turned,
+        turned=gemm.turns(problem),
     )
     x = x[(slice(None), slice(None), *(slice(None, None, s) for s in problem.stride))]
     x = x.reshape(x.shape[0], groups, -1, *x.shape[2:])
@@ -120,34 +143,33 @@ def _run(
         (memory.take(cut.block, product), memory.take(cut.sums, product))
         for _ in range(cut.threads)
     ]
-    boxes = list(tiling.boxes(problem.output, cut.box))
-    blocks = list(itertools.product(range(len(x)), boxes, range(cut.parts)))
+    boxes = _boxes(problem.output, cut.box)
+    blocks = list(itertools.product(range(0, len(x), cut.images), boxes, range(cut.parts)))
     step = math.ceil(problem.group_out_channels / cut.parts)
     column_bias = None if bias is None else bias.reshape(groups, -1, 1)
 
-    def work(item: tuple[int, tuple[tiling.Box, tiling.Box, int], int], worker: int) -> None:
-        n, (corner, box, start), part = item
+    def work(item: tuple[int, _Box, int], worker: int) -> None:
+        n, (region, run), part = item
         block, sums = scratch[worker]
-        rows = slice(part * step, (part + 1) * step)
-        pixels = math.prod(box)
+        images, rows = slice(n, n + cut.images), slice(part * step, (part + 1) * step)
         some = weights[:, rows]
         some_bias = None if column_bias is None else column_bias[:, rows]
-        region = (..., *(slice(c, c + b) for c, b in zip(corner, box, strict=True)))
-        columns = None if x_flat is None else x_flat[n, :, :, start : start + pixels]
+        columns = None if x_flat is None else x_flat[images, :, :, run]
         if columns is None or not gemm.readable(columns):
-            source = x[n][region]
+            source = x[images][region]
             copy = block[: source.size].reshape(source.shape)
             np.copyto(copy, source, casting="unsafe")
-            columns = copy.reshape(groups, -1, pixels)
+            columns = copy.reshape(*source.shape[:3], -1)
         if out_flat is not None:
-            target = out_flat[n, :, rows, start : start + pixels]
-            if gemm.in_place(problem, product, target, turned):
+            target = out_flat[images, :, rows, run]
+            if gemm.in_place(problem, product, target, last):
                 gemm.multiply(some, columns, target)
                 if some_bias is not None:
                     target += some_bias
                 return
-        target = out[n][:, rows][region]
-        products = gemm.sums(sums, (groups, some.shape[1], pixels), turned)
+        target = out[images, :, rows][region]
+        shape = (len(columns), *some.shape[:2], columns.shape[-1])
+        products = gemm.sums(sums, shape, last)
         gemm.multiply(some, columns, products)
         if some_bias is not None:
             some_bias = some_bias.reshape(*some_bias.shape[:2], *[1] * problem.ndim)

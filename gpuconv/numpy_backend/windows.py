@@ -9,8 +9,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from numpy.lib.stride_tricks import as_strided
 
 from gpuconv.arrays import HostArray
@@ -18,6 +20,7 @@ from gpuconv.numpy_backend.boundary import source_index
 from gpuconv.problem import ConvProblem
 
 Range = tuple[int, int]
+Copy = tuple[Any, Any]  # indices: where to, and which part of x, or None for zeros
 
 
 def input_range(problem: ConvProblem, axis: int, start: int, stop: int) -> Range:
@@ -34,65 +37,92 @@ def extents(problem: ConvProblem, box: Sequence[int]) -> tuple[int, ...]:
 
 def read(problem: ConvProblem, x: HostArray, ranges: Sequence[Range], block: HostArray) -> None:
     """Fill `block` with the padded positions `ranges` of x; both are (N, C, spatial...)."""
+    fill(x, _copies(problem, [(start, stop - start, 1) for start, stop in ranges]), block)
+
+
+def reading(problem: ConvProblem, corner: Sequence[int], box: Sequence[int]) -> list[Copy]:
+    """What fills (..., spatial...) with the padded positions that a box of outputs reads."""
+    counts = extents(problem, box)
+    runs = [(c * s, n, 1) for c, s, n in zip(corner, problem.stride, counts, strict=True)]
+    return _copies(problem, runs)
+
+
+def gathering(problem: ConvProblem, corner: Sequence[int], box: Sequence[int]) -> list[Copy]:
+    """What fills (..., taps..., positions...) with the windows of a box of outputs, by ``fill``.
+
+    Nothing but what the windows hold is read, however far apart their elements lie.
+    """
+    found = []
+    for tap in itertools.product(*map(range, problem.filter)):
+        runs = [
+            (c * stride + r * dilation, count, stride)
+            for c, r, count, stride, dilation in zip(
+                corner, tap, box, problem.stride, problem.dilation, strict=True
+            )
+        ]
+        found += [((..., *tap, *to[1:]), source) for to, source in _copies(problem, runs)]
+    return found
+
+
+def fill(x: HostArray, copies: Sequence[Copy], target: HostArray) -> None:
+    """Copy pieces of x, (..., spatial...), to their places in `target`, and zeros."""
+    for place, source in copies:
+        if source is None:
+            target[place] = 0
+        else:
+            np.copyto(target[place], x[source], casting="unsafe")
+
+
+def _copies(problem: ConvProblem, runs: Sequence[tuple[int, int, int]]) -> list[Copy]:
+    """The copies that fill (..., spatial...) with some padded positions, (start, count, step)."""
     pieces = [
-        _pieces(
-            problem.input[axis],
-            problem.pad_lo[axis],
-            problem.pad_hi[axis],
-            problem.padding_mode,
-            *ranges[axis],
-        )
-        for axis in range(problem.ndim)
+        _pieces(*axis, problem.padding_mode, *run)
+        for *axis, run in zip(problem.input, problem.pad_lo, problem.pad_hi, runs, strict=True)
     ]
-    whole = (slice(None), slice(None))
-    if all(len(p) == 1 for p in pieces) and all(p[0][1] is not None for p in pieces):
-        source = (*whole, *(p[0][1] for p in pieces))
-        np.copyto(block, x[source], casting="unsafe")
-        return
-    if problem.padding_mode == "zeros":
-        block[...] = 0
-        pieces = [[p for p in axis if p[1] is not None] for axis in pieces]
-    for combination in itertools.product(*pieces):
-        target = block[(*whole, *(p[0] for p in combination))]
-        np.copyto(target, x[(*whole, *(p[1] for p in combination))], casting="unsafe")
+    found: list[Copy] = []
+    for axis, some in enumerate(pieces):
+        around = [(slice(None),) * n for n in (axis, len(pieces) - axis - 1)]
+        found += [((..., *around[0], p, *around[1]), None) for p, source in some if source is None]
+    for combination in itertools.product(*([p for p in some if p[1]] for some in pieces)):
+        places, sources = zip(*combination, strict=True)
+        found.append(((..., *places), (..., *sources)))
+    return found
 
 
 @lru_cache(maxsize=4096)
 def _pieces(
-    extent: int, lo: int, hi: int, mode: str, start: int, stop: int
+    extent: int, lo: int, hi: int, mode: str, start: int, count: int, step: int
 ) -> list[tuple[slice, slice | None]]:
-    """The padded positions `start` to `stop`, cut where their source is not one slice of x.
+    """`count` padded positions from `start` on, cut where their source is not one slice of x.
 
     Each piece is (where in the block, which slice of x), the latter None for zeros.
     """
-    if mode == "zeros" or (start >= lo and stop <= lo + extent):
-        first, last = min(max(start, lo), lo + extent), max(min(stop, lo + extent), lo)
-        if last <= first:
-            return [(slice(0, stop - start), None)]
-        pieces: list[tuple[slice, slice | None]] = [
-            (slice(first - start, last - start), slice(first - lo, last - lo))
-        ]
-        if first > start or last < stop:
-            pieces.append((slice(0, 0), None))
-        return pieces
-    index = source_index(extent, lo, hi, mode)[start:stop]
-    steps = np.diff(index)
-    # A new piece starts where the step changes, or is none of -1, 0, 1.
-    cuts = [0]
-    for i in range(1, len(index)):
-        begun = cuts[-1]
-        step = steps[i - 1]
-        if abs(step) > 1 or (i - 1 > begun and step != steps[begun]):
-            cuts.append(i)
-    pieces = []
-    for a, b in zip(cuts, [*cuts[1:], len(index)], strict=True):
-        first, last = int(index[a]), int(index[b - 1])
-        if last >= first:
-            source = slice(first, last + 1)  # one element, repeated, where the step is 0
-        else:
-            source = slice(first, last - 1 if last else None, -1)
-        pieces.append((slice(a, b), source))
+    index = source_index(extent, lo, hi, mode)[start : start + (count - 1) * step + 1 : step]
+    pieces: list[tuple[slice, slice | None]] = []
+    begin = 0
+    while begin < count:
+        end = begin + _run(index[begin:])
+        first, last = int(index[begin]), int(index[end - 1])
+        source = None
+        if first >= 0:
+            apart = (last - first) // max(end - begin - 1, 1)
+            if apart >= 0:  # one element, repeated, where the positions are 0 apart
+                source = slice(first, last + 1, max(apart, 1))
+            else:
+                source = slice(first, last - 1 if last else None, apart)
+        pieces.append((slice(begin, end), source))
+        begin = end
     return pieces
+
+
+def _run(index: npt.NDArray[np.intp]) -> int:
+    """How many elements from the first on are zeros, or are equally far apart."""
+    if index[0] < 0:
+        alike = index < 0
+    else:
+        apart = index[1] - index[0] if len(index) > 1 else 0
+        alike = (index >= 0) & (index == index[0] + apart * np.arange(len(index)))
+    return len(index) if alike.all() else int(np.argmin(alike))
 
 
 def windows(problem: ConvProblem, block: HostArray, box: Sequence[int]) -> HostArray:

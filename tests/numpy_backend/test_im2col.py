@@ -78,6 +78,40 @@ def test_im2col_large(
     testing.assert_close(plan.problem, y, x, w, bias)
 
 
+@pytest.mark.parametrize("memory", testing.MEMORY_ORDERS)
+@pytest.mark.parametrize(
+    ("x_shape", "w_shape", "options"),
+    [
+        ((3, 320, 12, 13), (24, 320, 3, 3), {"padding": 1}),
+        ((5, 288, 4, 4), (16, 288, 3, 3), {"padding": 1}),
+        ((2, 512, 9, 9), (24, 256, 3, 3), {"padding": 2, "groups": 2, "stride": 2}),
+        ((1, 1, 70, 70), (4, 1, 60, 60), {"padding": 3}),
+    ],
+)
+def test_long_sums_are_products_of_some_channels_each(
+    x_shape: tuple[int, ...], w_shape: tuple[int, ...], options: dict[str, Any], memory: str
+) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal(x_shape).astype(np.float32)
+    x = testing.in_memory_order(x, memory, channel_axis=1)
+    w = rng.standard_normal(w_shape).astype(np.float32)
+    plan = gpuconv.plan_conv2d(x.shape, w.shape, algorithm="im2col", **options)
+    y = plan(x, w)
+    testing.assert_close(plan.problem, y, x, w)
+    for n in range(len(x)):
+        np.testing.assert_array_equal(y[n : n + 1], plan(x[n : n + 1], w))
+
+
+@pytest.mark.parametrize("padding_mode", ["zeros", "reflect", "symmetric", "replicate", "circular"])
+def test_windows_far_wider_than_their_block(padding_mode: str) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 300, 21, 19)).astype(np.float32)
+    w = rng.standard_normal((8, 300, 3, 3)).astype(np.float32)
+    options: dict[str, Any] = {"padding": 9, "dilation": 9, "padding_mode": padding_mode}
+    y = gpuconv.conv2d(x, w, algorithm="im2col", **options)
+    testing.assert_close(gpuconv.plan_conv2d(x.shape, w.shape, **options).problem, y, x, w)
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("groups", [1, 4])
 @pytest.mark.parametrize("memory", testing.MEMORY_ORDERS)

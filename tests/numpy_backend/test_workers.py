@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import sys
 import threading
 import time
@@ -79,6 +80,28 @@ def test_calls_from_many_threads_at_once():
         thread.join()
     assert totals == [list(range(50))] * 8
     assert workers._depth == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinities")
+def test_helpers_keep_off_the_callers_core():
+    cores = os.sched_getaffinity(0)
+    if len(cores) < 2:
+        pytest.skip("one core")
+    helper = workers._Helper()
+    core = min(cores)
+    helper.avoid(core)
+    assert os.sched_getaffinity(helper._thread.native_id) == cores - {core}
+    assert os.sched_getaffinity(0) == cores
+
+
+def test_work_that_has_not_begun_is_taken_back(monkeypatch):
+    monkeypatch.setattr(workers._Helper, "_serve", lambda helper: None)  # it never wakes
+    helper, seen = workers._Helper(), []
+    for _ in range(2):
+        helper.begin(seen.append, 1)
+        helper.finish()
+        assert helper._job is None
+    assert seen == []
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no fork")
