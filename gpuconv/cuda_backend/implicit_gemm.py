@@ -95,15 +95,15 @@ def cost(problem: ConvProblem, device: Any) -> float:
     splits, _ = _passes(problem, device)
     _, seconds = _choose(problem, device, problem.batch, splits)
     if _packs(problem, device):
-        copied = 2 * _filter_bytes(problem)
+        copied = 2 * filter_bytes(problem)
         seconds += rates.LAUNCH_SECONDS + copied / (_BANDWIDTH * device.bandwidth)
     return seconds
 
 
 def workspace(problem: ConvProblem, device: Any) -> int:
     splits, images = _passes(problem, device)
-    parts = 0 if splits == 1 else splits * images * _image_bytes(problem)
-    return parts + (_filter_bytes(problem) if _packs(problem, device) else 0)
+    parts = 0 if splits == 1 else splits * images * part_bytes(problem)
+    return parts + (filter_bytes(problem) if _packs(problem, device) else 0)
 
 
 def run(plan: Plan, x: Any, w: Any, bias: Any, out: Any) -> None:
@@ -113,9 +113,9 @@ def run(plan: Plan, x: Any, w: Any, bias: Any, out: Any) -> None:
         return
     problem, device = plan.problem, plan.device
     if _packs(problem, device):
-        w = _packed(problem, device, x, w, bias, out)
+        w = packed_filter(problem, device, x, w, bias, out)
     splits, images = _passes(problem, device)
-    parts = device.empty((splits * images * _image_size(problem),), problem.accumulator.numpy)
+    parts = device.empty((splits * images * part_size(problem),), problem.accumulator.numpy)
     for first in range(0, x.shape[0], images):
         some, result = x[first : first + images], out[first : first + images]
         layout = Layout(some, w, bias, result)
@@ -134,7 +134,7 @@ def bind(plan: Plan, x: Any, w: Any, bias: Any, out: Any) -> Callable[..., None]
     if _packs(problem, device):
         pack = prepare_packing(problem, device, Layout(x, w, bias, out))
         if pack is not None:
-            w = _channels_innermost(device, shape, dtype)
+            w = channels_innermost(device, shape, dtype)
     layout = Layout(x, w, bias, out)
     if splits == 1:
         multiply = prepare(problem, device, layout)
@@ -143,11 +143,11 @@ def bind(plan: Plan, x: Any, w: Any, bias: Any, out: Any) -> Callable[..., None]
         multiply, add = prepare_split(problem, device, layout, splits)
     if pack is None and add is None:
         return partial(multiply, device)
-    size = splits * x.shape[0] * _image_size(problem)
+    size = splits * x.shape[0] * part_size(problem)
 
     def call(x: Any, w: Any, bias: Any, out: Any) -> None:
         if pack is not None:
-            packed = _channels_innermost(device, shape, dtype)
+            packed = channels_innermost(device, shape, dtype)
             pack(device, w, packed)
             w = packed
         if add is None:
@@ -160,17 +160,17 @@ def bind(plan: Plan, x: Any, w: Any, bias: Any, out: Any) -> Callable[..., None]
     return call
 
 
-def _packed(problem: ConvProblem, device: Any, x: Any, w: Any, bias: Any, out: Any) -> Any:
+def packed_filter(problem: ConvProblem, device: Any, x: Any, w: Any, bias: Any, out: Any) -> Any:
     """w with its channels innermost in memory: itself, or a copy."""
     pack = prepare_packing(problem, device, Layout(x, w, bias, out))
     if pack is None:
         return w
-    packed = _channels_innermost(device, w.shape, w.dtype)
+    packed = channels_innermost(device, w.shape, w.dtype)
     pack(device, w, packed)
     return packed
 
 
-def _channels_innermost(device: Any, shape: tuple[int, ...], dtype: Any) -> Any:
+def channels_innermost(device: Any, shape: tuple[int, ...], dtype: Any) -> Any:
     """Memory for a filter of that shape."""
     memory = device.empty((shape[0], *shape[2:], shape[1]), dtype)
     return memory.transpose(0, memory.ndim - 1, *range(1, memory.ndim - 1))
@@ -189,7 +189,7 @@ def prepare_packing(problem: ConvProblem, device: Any, layout: Layout) -> Launch
     A flipped filter is copied as it is, and stays flipped.
     """
     p = launch.pack(replace(problem, flip=False), layout)
-    if _w_vector(problem, p, True, 16 // problem.w_dtype.itemsize) and layout.alignment == 16:
+    if w_vector(problem, p, True, 16 // problem.w_dtype.itemsize) and layout.alignment == 16:
         return None
     threads = problem.out_channels * problem.group_in_channels
     return Launch(
@@ -207,11 +207,11 @@ def prepare_split(
     """The two passes of a split sum: products to the workspace, and from there to y."""
     shape = (layout.batch, *problem.y_shape[1:])
     items = math.prod(shape)
-    strides = _contiguous(shape, launch.channels_last(layout.y))
+    strides = contiguous_strides(shape, launch.channels_last(layout.y))
     multiply = _multiply(problem, device, layout, strides, 16, splits)
     k_tiles, split_tiles = (int(multiply.constants[1][f]) for f in ("k_tiles", "split_tiles"))
     add = Launch(
-        kernel=device.load("split_sum", _sum_macros(problem.x_dtype)),
+        kernel=device.load("split_sum", sum_macros(problem.x_dtype)),
         grid=(min(-(-items // SUM_BLOCK), 16 * device.sm_count), 1, 1),
         block=(SUM_BLOCK, 1, 1),
         constants=(
@@ -228,7 +228,7 @@ def _multiply(
 ) -> Launch:
     """The launch of the product; `y` is the result's or, where the sum is split, one part's."""
     split = splits > 1
-    index = _index_type(problem, layout)
+    index = index_type(problem, layout)
     if index == "int64":
         tile = MEDIUM
     else:
@@ -251,12 +251,12 @@ def _multiply(
     tiling["k_tiles"], tiling["split_tiles"] = k_tiles, split_tiles
     vector = 16 // problem.x_dtype.itemsize
     if layout.alignment == 16:
-        tiling["w_vector"] = _w_vector(problem, p, channels_inner, vector)
-        tiling["x_vector"] = channels_inner and _x_vector(problem, layout, vector)
+        tiling["w_vector"] = w_vector(problem, p, channels_inner, vector)
+        tiling["x_vector"] = channels_inner and x_vector(problem, layout, vector)
     fragment = 16 // problem.accumulator.itemsize
     y_dtype = problem.accumulator if split else problem.y_dtype
     if y_alignment >= fragment * y_dtype.itemsize:
-        tiling["y_vector"] = _y_vector(problem, layout.batch, y, fragment)
+        tiling["y_vector"] = y_vector(problem, layout.batch, y, fragment)
     p.flags.writeable = tiling.flags.writeable = False
     return Launch(
         kernel=device.load("implicit_gemm", macros),
@@ -295,7 +295,7 @@ def _k_tiles(problem: ConvProblem) -> int:
 @lru_cache(maxsize=4096)
 def _passes(problem: ConvProblem, device: Any) -> tuple[int, int]:
     """Into how many parts sums are split, and the images of one pass. The first knows no batch."""
-    image_bytes = _image_bytes(problem)
+    image_bytes = part_bytes(problem)
     limit = _WORKSPACE
     if problem.workspace_limit is not None:
         limit = min(limit, problem.workspace_limit)
@@ -315,14 +315,14 @@ def _passes(problem: ConvProblem, device: Any) -> tuple[int, int]:
     return splits, min(limit // (splits * image_bytes), max(problem.batch, 1))
 
 
-def _image_size(problem: ConvProblem) -> int:
+def part_size(problem: ConvProblem) -> int:
     """Elements of one image's result."""
     return math.prod(problem.y_shape[1:])
 
 
-def _image_bytes(problem: ConvProblem) -> int:
+def part_bytes(problem: ConvProblem) -> int:
     """The same in bytes of the type of sums."""
-    return max(_image_size(problem), 1) * problem.accumulator.itemsize
+    return max(part_size(problem), 1) * problem.accumulator.itemsize
 
 
 @lru_cache(maxsize=4096)
@@ -337,16 +337,16 @@ def _packs(problem: ConvProblem, device: Any) -> bool:
     if problem.group_in_channels * problem.w_dtype.itemsize % 16:
         return False
     splits, images = _passes(problem, device)
-    needed = _filter_bytes(problem)
+    needed = filter_bytes(problem)
     if splits > 1:
-        needed += splits * images * _image_bytes(problem)
+        needed += splits * images * part_bytes(problem)
     if problem.workspace_limit is not None and needed > problem.workspace_limit:
         return False
     _, seconds = _choose(problem, device, problem.batch, splits)
     return seconds > _PACKING_PAYS * rates.LAUNCH_SECONDS and needed < _WORKSPACE * 2
 
 
-def _filter_bytes(problem: ConvProblem) -> int:
+def filter_bytes(problem: ConvProblem) -> int:
     return math.prod(problem.w_shape) * problem.w_dtype.itemsize
 
 
@@ -389,7 +389,7 @@ def _seconds(problem: ConvProblem, device: Any, tile: Tile, batch: int, splits: 
     moved = problem.bytes_moved
     launches = rates.LAUNCH_SECONDS
     if splits > 1:
-        moved += 2 * splits * batch * _image_bytes(problem)
+        moved += 2 * splits * batch * part_bytes(problem)
         launches *= 2
     return launches + float(max(cycles / device.clock_hz, moved / (_BANDWIDTH * device.bandwidth)))
 
@@ -417,7 +417,7 @@ def _dense(strides: Strides, extents: tuple[int, ...]) -> bool:
     return True
 
 
-def _w_vector(problem: ConvProblem, p: Any, channels_inner: bool, vector: int) -> bool:
+def w_vector(problem: ConvProblem, p: Any, channels_inner: bool, vector: int) -> bool:
     strides = tuple(int(s) for s in p["w_strides"])
     extents = (problem.out_channels, problem.group_in_channels, *map(int, p["filter"]))
     if channels_inner:  # vectors of channels
@@ -434,7 +434,7 @@ def _w_vector(problem: ConvProblem, p: Any, channels_inner: bool, vector: int) -
     )
 
 
-def _x_vector(problem: ConvProblem, layout: Layout, vector: int) -> bool:
+def x_vector(problem: ConvProblem, layout: Layout, vector: int) -> bool:
     strides = (layout.x[0], *layout.x[2:])
     extents = (layout.batch, *problem.input)
     return (
@@ -444,7 +444,7 @@ def _x_vector(problem: ConvProblem, layout: Layout, vector: int) -> bool:
     )
 
 
-def _y_vector(problem: ConvProblem, batch: int, y: Strides, fragment: int) -> int:
+def y_vector(problem: ConvProblem, batch: int, y: Strides, fragment: int) -> int:
     """Which neighbours in y a thread writes at once."""
     output = problem.output
     if (
@@ -462,7 +462,7 @@ def _y_vector(problem: ConvProblem, batch: int, y: Strides, fragment: int) -> in
     return STORE_ELEMENTS
 
 
-def _contiguous(shape: tuple[int, ...], channels_last: bool) -> Strides:
+def contiguous_strides(shape: tuple[int, ...], channels_last: bool) -> Strides:
     """The strides of a contiguous (N, K, spatial...) array in one of the two memory orders."""
     order = (0, *range(2, len(shape)), 1) if channels_last else tuple(range(len(shape)))
     strides, step = [0] * len(shape), 1
@@ -475,7 +475,7 @@ def _contiguous(shape: tuple[int, ...], channels_last: bool) -> Strides:
 # ---- variants --------------------------------------------------------------------------------
 
 
-def _index_type(problem: ConvProblem, layout: Layout) -> str:
+def index_type(problem: ConvProblem, layout: Layout) -> str:
     """As launch.index_type; the kernel also computes offsets of positions beyond the edges."""
     margin = 3 * _tile_k(problem.x_dtype)  # and of the k's of two tiles past the last
     reach = layout.batch * math.prod(problem.output) + LARGE.pixels
@@ -507,7 +507,7 @@ def _macros(dtype: DType, tile: Tile, index: str, channels_inner: bool, split: b
     }
 
 
-def _sum_macros(dtype: DType) -> Macros:
+def sum_macros(dtype: DType) -> Macros:
     types = launch.uniform_macros(dtype)
     return {name: types[name] for name in ("Y_T", "B_T", "ACC_T")} | {"BLOCK": SUM_BLOCK}
 
@@ -531,6 +531,6 @@ def variants() -> Iterator[tuple[str, Macros]]:
                         _macros(dtype, tile, "int32", channels_inner, split),
                     )
                 yield "implicit_gemm", _macros(dtype, MEDIUM, "int64", channels_inner, split)
-        yield "split_sum", _sum_macros(dtype)
+        yield "split_sum", sum_macros(dtype)
     for dtype in (dtypes.FLOAT16, dtypes.FLOAT32, dtypes.FLOAT64):
         yield "pack_filter", _pack_macros(dtype)

@@ -26,18 +26,18 @@ from gpuconv.cuda_backend.implicit_gemm import (
     STORE_CHANNELS,
     STORE_PIXELS,
     SUM_BLOCK,
-    _channels_innermost,
-    _contiguous,
-    _filter_bytes,
-    _image_bytes,
-    _image_size,
-    _index_type,
-    _packed,
-    _sum_macros,
-    _w_vector,
-    _x_vector,
-    _y_vector,
+    channels_innermost,
+    contiguous_strides,
+    filter_bytes,
+    index_type,
+    packed_filter,
+    part_bytes,
+    part_size,
     prepare_packing,
+    sum_macros,
+    w_vector,
+    x_vector,
+    y_vector,
 )
 from gpuconv.cuda_backend.launch import DIVISOR, Launch, Layout, Macros, Strides
 from gpuconv.dtypes import DType
@@ -133,16 +133,16 @@ def cost(problem: ConvProblem, device: Any) -> float:
     """
     seconds = _choose(problem, device, problem.batch).seconds
     if _packs(problem):
-        copied = 2 * _filter_bytes(problem)
+        copied = 2 * filter_bytes(problem)
         seconds += rates.LAUNCH_SECONDS + copied / (_BANDWIDTH * device.bandwidth)
     return seconds
 
 
 def workspace(problem: ConvProblem, device: Any) -> int:
-    needed = _filter_bytes(problem) if _packs(problem) else 0
+    needed = filter_bytes(problem) if _packs(problem) else 0
     if _choose(problem, device, problem.batch).split:
         images = _pass_images(problem, device)
-        needed += _parts(problem, device) * images * _image_bytes(problem)
+        needed += _parts(problem, device) * images * part_bytes(problem)
     return needed
 
 
@@ -153,9 +153,9 @@ def run(plan: Plan, x: Any, w: Any, bias: Any, out: Any) -> None:
         return
     problem, device = plan.problem, plan.device
     if _packs(problem):
-        w = _packed(problem, device, x, w, bias, out)
+        w = packed_filter(problem, device, x, w, bias, out)
     images = _pass_images(problem, device)
-    size = _parts(problem, device) * images * _image_size(problem)
+    size = _parts(problem, device) * images * part_size(problem)
     parts = device.empty((size,), problem.accumulator.numpy)
     for first in range(0, x.shape[0], images):
         some, result = x[first : first + images], out[first : first + images]
@@ -175,18 +175,18 @@ def bind(plan: Plan, x: Any, w: Any, bias: Any, out: Any) -> Callable[..., None]
     if _packs(problem):
         pack = prepare_packing(problem, device, Layout(x, w, bias, out))
         if pack is not None:
-            w = _channels_innermost(device, shape, dtype)
+            w = channels_innermost(device, shape, dtype)
     layout = Layout(x, w, bias, out)
     add = None
     if split:
         multiply, add = prepare_split(problem, device, layout)
     else:
         multiply = prepare(problem, device, layout)
-    size = _parts(problem, device) * batch * _image_size(problem)
+    size = _parts(problem, device) * batch * part_size(problem)
 
     def call(x: Any, w: Any, bias: Any, out: Any) -> None:
         if pack is not None:
-            packed = _channels_innermost(device, shape, dtype)
+            packed = channels_innermost(device, shape, dtype)
             pack(device, w, packed)
             w = packed
         if add is None:
@@ -209,11 +209,11 @@ def prepare(problem: ConvProblem, device: Any, layout: Layout) -> Launch:
 def prepare_split(problem: ConvProblem, device: Any, layout: Layout) -> tuple[Launch, Launch]:
     """The two passes of a split sum: its parts to the workspace, and from there to y."""
     shape = (layout.batch, *problem.y_shape[1:])
-    strides = _contiguous(shape, launch.channels_last(layout.y))
+    strides = contiguous_strides(shape, launch.channels_last(layout.y))
     multiply = _multiply(problem, device, layout, strides)
     items = math.prod(shape)
     add = Launch(
-        kernel=device.load("split_sum", _sum_macros(problem.x_dtype)),
+        kernel=device.load("split_sum", sum_macros(problem.x_dtype)),
         grid=(min(-(-items // SUM_BLOCK), 16 * device.sm_count), 1, 1),
         block=(SUM_BLOCK, 1, 1),
         constants=(
@@ -228,7 +228,7 @@ def prepare_split(problem: ConvProblem, device: Any, layout: Layout) -> tuple[La
 def _multiply(problem: ConvProblem, device: Any, layout: Layout, partial: Strides | None) -> Launch:
     """The launch of the product; `partial` is the strides of one part, where the sum is split."""
     form, split = _form(problem), partial is not None
-    index = _index_type(problem, layout)
+    index = index_type(problem, layout)
     tiles = _tiles(problem, index)
     tile = _cheapest(problem, device, layout.batch, tiles, split).tile
     channel_tiles = -(-problem.group_out_channels // tile.channels)
@@ -250,14 +250,14 @@ def _multiply(problem: ConvProblem, device: Any, layout: Layout, partial: Stride
     tiling["split_slices"] = part_slices if split else slices
     vector = 16 // problem.x_dtype.itemsize
     if layout.alignment == 16:
-        tiling["w_vector"] = _w_vector(problem, p, form != PACKED, vector)
-        tiling["x_vector"] = form == VECTORS and _x_vector(problem, layout, vector)
+        tiling["w_vector"] = w_vector(problem, p, form != PACKED, vector)
+        tiling["x_vector"] = form == VECTORS and x_vector(problem, layout, vector)
     columns = STORE_CHANNELS if problem.channels_last else STORE_PIXELS
     if partial is not None:
         vector = 16 // problem.accumulator.itemsize
-        tiling["partial_vector"] = _y_vector(problem, layout.batch, y, vector) == columns
+        tiling["partial_vector"] = y_vector(problem, layout.batch, y, vector) == columns
     elif layout.alignment == 16:
-        tiling["y_vector"] = _y_vector(problem, layout.batch, y, vector) == columns
+        tiling["y_vector"] = y_vector(problem, layout.batch, y, vector) == columns
     p.flags.writeable = tiling.flags.writeable = False
     last = problem.channels_last
     macros = _macros(problem.x_dtype, _products(problem), form, last, tile, index)
@@ -318,8 +318,8 @@ def _images(problem: ConvProblem, device: Any) -> int:
     if problem.workspace_limit is not None:
         limit = min(limit, problem.workspace_limit)
         if _packs(problem):
-            limit -= _filter_bytes(problem)
-    return limit // (_parts(problem, device) * _image_bytes(problem))
+            limit -= filter_bytes(problem)
+    return limit // (_parts(problem, device) * part_bytes(problem))
 
 
 def _pass_images(problem: ConvProblem, device: Any) -> int:
@@ -332,7 +332,7 @@ def _packs(problem: ConvProblem) -> bool:
     if _form(problem) == PACKED or math.prod(problem.filter) == 1:
         return False
     limit = problem.workspace_limit
-    return limit is None or _filter_bytes(problem) <= limit
+    return limit is None or filter_bytes(problem) <= limit
 
 
 # ---- the tile --------------------------------------------------------------------------------
@@ -420,7 +420,7 @@ def _seconds(problem: ConvProblem, device: Any, tile: Tile, batch: int, split: b
     moved = problem.bytes_moved
     launches = rates.LAUNCH_SECONDS
     if split:
-        moved += 2 * parts * batch * _image_bytes(problem)
+        moved += 2 * parts * batch * part_bytes(problem)
         launches *= 2
     return launches + float(max(cycles / device.clock_hz, moved / (_BANDWIDTH * device.bandwidth)))
 

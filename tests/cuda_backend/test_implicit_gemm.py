@@ -235,7 +235,7 @@ def test_64_bit_indices_give_the_same_bits(cuda_device: Any, force: Force, layou
     shape = (2, 9, 7, 16) if layout == "NHWC" else (2, 16, 9, 7)
     options = {"padding": 4, "padding_mode": "reflect", "layout": layout, "bias": True}
     y = conv(cuda_device, shape, (10, 8, 3, 3), groups=2, **options)[-1]
-    force(_index_type=lambda *args: "int64")
+    force(index_type=lambda *args: "int64")
     again = conv(cuda_device, shape, (10, 8, 3, 3), groups=2, **options)[-1]
     np.testing.assert_array_equal(y, again)
 
@@ -251,7 +251,7 @@ def test_offsets_past_2_31(cuda_device: Any, tmp_path: Path) -> None:
     x[...] = random_array(rng, x.shape, "float16")
     w = random_array(rng, (3, 2, 3), "float16")
     problem = describe("test", 1, x.shape, w.shape, x.dtype, w.dtype, padding=1)
-    assert implicit_gemm._index_type(problem, launch.Layout(x, w, None, w)) == "int64"
+    assert implicit_gemm.index_type(problem, launch.Layout(x, w, None, w)) == "int64"
     assert_close(problem, run(plan_of(problem, cuda_device), cuda_device, x, w), x, w)
 
 
@@ -264,7 +264,7 @@ def test_positions_beyond_the_edge_count_among_the_indices(cuda_device: Any) -> 
     w = np.zeros((1, 1, 1, 1), np.float32)
     layout = launch.Layout(x, w, None, w)
     assert launch.index_type(problem, layout) == "int32"
-    assert implicit_gemm._index_type(problem, layout) == "int64"
+    assert implicit_gemm.index_type(problem, layout) == "int64"
 
 
 # ---- split sums ------------------------------------------------------------------------------
@@ -286,7 +286,7 @@ def test_split_sums(cuda_device: Any, force: Force, dtype: str, layout: str) -> 
     assert images == 3
     parts = splits * problem.accumulator.itemsize * y.size
     assert plan.workspace_bytes == parts + (
-        implicit_gemm._filter_bytes(problem) if implicit_gemm._packs(problem, cuda_device) else 0
+        implicit_gemm.filter_bytes(problem) if implicit_gemm._packs(problem, cuda_device) else 0
     )
     np.testing.assert_array_equal(run(plan, cuda_device, *arrays), y)
     x, *others = arrays
@@ -366,7 +366,7 @@ def test_variants_hold_whatever_a_problem_asks_for(
                 x = np.broadcast_to(np.zeros((), problem.x_dtype.numpy), problem.x_shape)
                 given = launch.Layout(x, x, None, y)
                 for index in ("int32", "int64"):
-                    monkeypatch.setattr(implicit_gemm, "_index_type", lambda *a, i=index: i)
+                    monkeypatch.setattr(implicit_gemm, "index_type", lambda *a, i=index: i)
                     implicit_gemm.prepare.cache_clear()
                     implicit_gemm.prepare_split.cache_clear()
                     implicit_gemm.prepare(problem, device, given)

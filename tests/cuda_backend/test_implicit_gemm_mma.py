@@ -338,7 +338,7 @@ def test_64_bit_indices_give_the_same_bits(
     options |= images(form, 2, channels, 9, 7)
     w_shape = (10, abs(channels) // 2, 3, 3)
     y = conv(cuda_device, "float16", w_shape=w_shape, **options)[-1]
-    force(_index_type=lambda *args: "int64")
+    force(index_type=lambda *args: "int64")
     np.testing.assert_array_equal(y, conv(cuda_device, "float16", w_shape=w_shape, **options)[-1])
 
 
@@ -460,7 +460,7 @@ def test_variants_hold_whatever_a_problem_asks_for(
         x = np.broadcast_to(np.zeros((), problem.x_dtype.numpy), problem.x_shape)
         given = launch.Layout(x, x, None, y)
         for index in ("int32", "int64"):
-            force(_index_type=lambda *a, i=index: i)
+            force(index_type=lambda *a, i=index: i)
             implicit_gemm_mma.prepare(problem, device, given)
             if implicit_gemm_mma._parts(problem, device) > 1:
                 implicit_gemm_mma.prepare_split(problem, device, given)
