@@ -38,7 +38,7 @@ class NullDevice(CudaDevice):
         self.l2_bytes, self.bandwidth, self.clock_hz = 50 << 20, 4.8e12, 1.785e9
         self.launched = 0
         stream = SimpleNamespace(ptr=0)
-        self._runtime = SimpleNamespace(getDevice=lambda: 0)
+        self._runtime = SimpleNamespace(getDevice=lambda: 0, memGetInfo=lambda: (0, 0))
         self._driver = SimpleNamespace(
             launchKernel=self._launched,
             funcSetAttribute=lambda *arguments: None,
@@ -49,12 +49,13 @@ class NullDevice(CudaDevice):
         self.xp = self._cupy = cupy_in_part
         self._kernels = {}
         self._threads = threading.local()
+        self._limits = threading.Lock()
 
     def _launched(self, *arguments: Any) -> None:
         self.launched += 1
 
     def load(self, source: str, macros: Mapping[str, str | int], kernel: str | None = None) -> Any:
-        return SimpleNamespace(function=_Function(), shared_limit=48 << 10)
+        return SimpleNamespace(function=_Function(), shared_limit=0)
 
     def synchronize(self) -> None:
         """There is nothing to wait for."""

@@ -6,14 +6,14 @@ filter unflipped. Each function reads: describe the problem, choose a plan, run 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
 from gpuconv import backends, tuning
 from gpuconv.calls import Calls, signature
 from gpuconv.execute import Operands, as_layout_shape
-from gpuconv.plan import Plan, choose
+from gpuconv.plan import Plan, check_algorithm, choose
 from gpuconv.problem import (
     LAYOUTS,
     ConvProblem,
@@ -701,7 +701,10 @@ def _conv(
     **options: Any,
 ) -> Any:
     key = _key(function, x, w, bias, out, algorithm, options)
-    call = _calls.get(key)
+    try:
+        call = _calls.get(key)
+    except TypeError:  # an option without a hash: the checks below say what is wrong with it
+        key = call = None
     if call is not None:
         return call(x, w, bias, out)
     operands = Operands(function, x=x, w=w, bias=bias, out=out)
@@ -716,6 +719,7 @@ def _conv(
         channels_last=operands.memory_order(ndim, options["layout"]),
         **options,
     )
+    check_algorithm(function, algorithm)
     plan = choose(function, problem, operands.backend, operands.device, algorithm, tuning.state())
     return operands.run(plan, _calls, key)
 
@@ -731,7 +735,10 @@ def _conv_transpose(
     **options: Any,
 ) -> Any:
     key = _key(function, x, w, bias, out, algorithm, options)
-    call = _calls.get(key)
+    try:
+        call = _calls.get(key)
+    except TypeError:  # an option without a hash: the checks below say what is wrong with it
+        key = call = None
     if call is not None:
         return call(x, w, bias, out)
     operands = Operands(function, x=x, w=w, bias=bias, out=out)
@@ -749,6 +756,7 @@ def _conv_transpose(
         channels_last=operands.memory_order(ndim, options["layout"]),
         **options,
     )
+    check_algorithm(function, algorithm)
     plan = choose(function, problem, operands.backend, operands.device, algorithm, tuning.state())
     return operands.run(plan, _calls, key)
 
@@ -790,7 +798,22 @@ def _plan(
     else:
         name = backends.check_backend(function, backend)
     device = backends.backend(name).device()
+    check_algorithm(function, algorithm)
     return choose(function, problem, name, device, algorithm, tuning.state())
+
+
+def _remembered(describe: Callable[..., ConvProblem]) -> Callable[..., ConvProblem]:
+    """`describe`, once for all calls with the same arguments."""
+    once = lru_cache(maxsize=4096, typed=True)(describe)
+
+    def described(*args: Any, **options: Any) -> ConvProblem:
+        try:
+            hash((args, *options.values()))
+        except TypeError:  # `describe` says what is wrong with them
+            return describe(*args, **options)
+        return once(*args, **options)
+
+    return described
 
 
 def described(function: str, ndim: int, *args: Any, **options: Any) -> ConvProblem:
@@ -801,5 +824,5 @@ def described(function: str, ndim: int, *args: Any, **options: Any) -> ConvProbl
     return _described(function, ndim, *args, **options)
 
 
-_described = lru_cache(maxsize=4096, typed=True)(describe)
-_described_transpose = lru_cache(maxsize=4096, typed=True)(describe_transpose)
+_described = _remembered(describe)
+_described_transpose = _remembered(describe_transpose)

@@ -24,7 +24,7 @@ import numpy as np
 from gpuconv import dtypes, tuning
 from gpuconv.conv import Padding, described
 from gpuconv.execute import Operands
-from gpuconv.plan import choose
+from gpuconv.plan import check_algorithm, choose
 from gpuconv.problem import LAYOUTS, ConvProblem
 
 __all__ = [
@@ -500,6 +500,7 @@ def _input(
         **options,
     )
     _same_batch(function, problem, "input_shape", operands.x)
+    check_algorithm(function, algorithm)
     plan = choose(function, problem, operands.backend, operands.device, algorithm, tuning.state())
     return operands.run(plan)
 
@@ -530,6 +531,7 @@ def _weight(
         **options,
     )
     _same_batch(function, problem, "x", operands.w)
+    check_algorithm(function, algorithm)
     plan = choose(function, problem, operands.backend, operands.device, algorithm, tuning.state())
     return operands.run(plan)
 

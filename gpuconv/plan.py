@@ -218,6 +218,12 @@ def choose(
     )
 
 
+def check_algorithm(function: str, algorithm: Any) -> None:
+    """ValueError where `algorithm` is no name; ``choose`` says whether it is the name of one."""
+    if not isinstance(algorithm, str):
+        raise ValueError(f"{function}: algorithm is 'auto' or the name of one; got {algorithm!r}")
+
+
 @lru_cache(maxsize=16)
 def serving(backend: str, operation: Operation) -> tuple[Algorithm, ...]:
     """The algorithms of `backend` that compute `operation`, whatever the problem."""

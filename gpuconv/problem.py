@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -485,7 +485,7 @@ class _Check:
         return TypeError(f"{self.function}: {text}")
 
     def choice(self, name: str, value: Any, choices: Sequence[str]) -> Any:
-        if value not in choices:
+        if not isinstance(value, str) or value not in choices:
             raise self.value_error(f"{name} is one of {', '.join(choices)}; got {value!r}")
         return value
 
@@ -626,6 +626,8 @@ class _Check:
                 )
 
     def dtype(self, name: str, dtype: Any) -> DType:
+        if not isinstance(dtype, Hashable):
+            raise self.type_error(f"{name} takes a dtype or its name, got {dtype!r}")
         try:
             return dtypes.of(dtype)
         except TypeError as error:

@@ -97,6 +97,24 @@ def test_layouts_and_memory_orders(layout: str, memory: str, batched: bool, give
     )
 
 
+@pytest.mark.parametrize("value", [["zeros"], {}, np.ones(2)])
+@pytest.mark.parametrize(
+    "option",
+    ["groups", "padding_mode", "layout", "dtype", "precision", "workspace_limit", "algorithm"],
+)
+def test_options_without_a_hash_are_named(option: str, value: Any) -> None:
+    grad = np.ones((2, 4, 6, 7), np.float32)
+    with pytest.raises((TypeError, ValueError), match=f"conv2d: {option} "):
+        gpuconv.conv2d(X, W, **{option: value})
+    with pytest.raises((TypeError, ValueError), match=f"conv2d_input: {option} "):
+        gpuconv.grad.conv2d_input(X.shape, W, grad, **{option: value})
+    with pytest.raises((TypeError, ValueError), match=f"plan_conv2d: ({option}|x) "):
+        gpuconv.plan_conv2d(X.shape, W.shape, **{option: value})
+    if option != "padding_mode":
+        with pytest.raises((TypeError, ValueError), match=f"conv_transpose2d: {option} "):
+            gpuconv.conv_transpose2d(grad, W, **{option: value})
+
+
 def test_gradients_of_a_plan() -> None:
     forward = gpuconv.conv2d(X, W)
     for operation, first, second in (("dgrad", forward, W), ("wgrad", X, forward)):

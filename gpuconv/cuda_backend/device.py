@@ -76,17 +76,20 @@ _CLOCK_KHZ, _SM_COUNT, _MEMORY_KHZ, _BUS_BITS, _L2_BYTES = 13, 16, 36, 37, 38
 _MAJOR, _MINOR, _REGISTERS, _SHARED_BYTES = 75, 76, 82, 97
 
 _NULL = np.uint64(0)  # CuPy 13 passes None as no argument at all, not as a null pointer
-_PLAIN_SHARED_BYTES = 48 << 10  # what a block gets without asking
 
 
 class _Kernel:
-    """A loaded kernel, and how much dynamic shared memory it may use so far."""
+    """A loaded kernel, and how much dynamic shared memory it may use so far.
+
+    That is asked for however little it is: the 48 KiB that a block gets without asking are for what
+    the kernel declares as well.
+    """
 
     __slots__ = ("function", "shared_limit")
 
     def __init__(self, function: Any) -> None:
         self.function = function
-        self.shared_limit = _PLAIN_SHARED_BYTES
+        self.shared_limit = 0
 
 
 class _Arguments:
@@ -132,6 +135,7 @@ class CudaDevice:
         self.clock_hz = 1e3 * attribute(_CLOCK_KHZ) or 1.5e9
         self._kernels: dict[Any, _Kernel] = {}
         self._threads = threading.local()
+        self._limits = threading.Lock()
 
     def __str__(self) -> str:
         return self.name
@@ -218,12 +222,17 @@ class CudaDevice:
         return start
 
     def _allow_shared(self, kernel: _Kernel, shared_bytes: int) -> None:
-        self._driver.funcSetAttribute(
-            kernel.function.ptr,
-            self._driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-            shared_bytes,
-        )
-        kernel.shared_limit = shared_bytes
+        if not hasattr(self._threads, "launched"):
+            self._runtime.memGetInfo()  # as CuPy makes a thread its context: the driver needs one
+        with self._limits:
+            if shared_bytes <= kernel.shared_limit:  # another thread was faster
+                return
+            self._driver.funcSetAttribute(
+                kernel.function.ptr,
+                self._driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                shared_bytes,
+            )
+            kernel.shared_limit = shared_bytes
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
         if self._runtime.getDevice() != self.ordinal:

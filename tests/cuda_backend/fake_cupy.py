@@ -23,6 +23,7 @@ class FakeCupy:
                 deviceGetAttribute=lambda number, i: values[number],
                 getDevice=lambda: self.current,
                 getDeviceCount=lambda: 2,
+                memGetInfo=lambda: (1 << 37, 1 << 37),
                 deviceSynchronize=lambda: self.log.append("synchronize"),
                 driverGetVersion=lambda: 13000,
                 runtimeGetVersion=lambda: 12090,

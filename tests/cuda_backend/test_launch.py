@@ -210,14 +210,15 @@ def test_a_kernel_is_loaded_once_and_launched_where_its_device_is(fake: FakeCupy
     assert fake.log.pop() == ("empty", 1, (2, 3), "float16")
 
 
-def test_shared_memory_beyond_48_kib_is_asked_for_once(fake: FakeCupy) -> None:
+def test_shared_memory_is_asked_for_once(fake: FakeCupy) -> None:
+    """Below 48 KiB as well: what a kernel declares itself is not among what is asked for."""
     device = CudaDevice(0)
     kernel = device.load("direct", {})
     fake.log.clear()
-    for shared in (1000, 48 << 10, 100_000, 90_000, 100_000, 120_000):
+    for shared in (0, 48 << 10, 1000, 100_000, 90_000, 100_000, 120_000):
         device.launch(kernel, (1, 1, 1), (32, 1, 1), (), shared)
     asked = [entry for entry in fake.log if entry[0] == "attribute"]
-    assert asked == [("attribute", 4242, 8, 100_000), ("attribute", 4242, 8, 120_000)]
+    assert asked == [("attribute", 4242, 8, size) for size in (48 << 10, 100_000, 120_000)]
 
 
 def test_nothing_waits_for_the_device(fake: FakeCupy) -> None:
