@@ -29,13 +29,16 @@
 // Where a pixel's channels fill but half of the banks, the lanes of a warp that work on the next
 // strip need the other half: in every other strip the pixels lie swapped in pairs (`place`). x
 // comes by cp.async, 16 bytes at a time where its alignment allows (tile.unit), else 8, 4, or
-// element by element; w as ACC_T.
+// element by element; w as ACC_T, for a long filter in groups of taps: 16 bytes of each thread.
+//
+// A long filter's taps do not fit in registers. A thread holds a window of STRIP pixels instead,
+// which slides along the row: a tap brings one pixel of x, and serves STRIP sums of each row.
 //
 // Macros:
 //   X_T, W_T, B_T, Y_T, ACC_T, INDEX_T  depthwise.cuh
 //   FILTER_R, FILTER_S  the filter's extents, 2 to 9; or 0, 0: those of the problem
 //   STRIDE              1 or 2, with dilation 1; or 0: the problem's own, FILTER_R = FILTER_S = 0
-//   STRIP               columns of y per thread, 1 to 8
+//   STRIP               columns of y per thread, 1 to 8; 8 where FILTER_R is 0 and STRIDE is 1
 //   SEGMENT             rows of y per thread, 1 to 8
 //   VEC                 channels per thread, 1 or 2
 //   THREADS             of a block at most: 128 or 256
@@ -82,12 +85,13 @@ static_assert((FILTER_R == 0 && FILTER_S == 0) ||
 static_assert(STRIDE >= 0 && STRIDE <= 2 && (STRIDE == 1 || (FILTER_R > 0) == (STRIDE > 0)),
               "STRIDE: 1 or 2; 1 or 0 where FILTER_R is 0");
 static_assert(STRIP >= 1 && STRIP <= 8 && SEGMENT >= 1 && SEGMENT <= 8, "STRIP, SEGMENT: 1 to 8");
-static_assert(FILTER_R > 0 || STRIDE != 1 || STRIP == 4, "STRIP: 4 for a long filter");
+static_assert(FILTER_R > 0 || STRIDE != 1 || STRIP == 8, "STRIP: 8 for a long filter");
 static_assert(VEC == 1 || VEC == 2, "VEC: 1 or 2");
 static_assert(THREADS == 128 || THREADS == 256, "THREADS: 128 or 256");
 static_assert(BLOCKS >= 1 && BLOCKS <= 8, "BLOCKS: 1 to 8");
 
-constexpr int TAPS = 4;  // of a long filter's row, taken at once
+constexpr bool LONG = FILTER_R == 0 && STRIDE == 1;
+constexpr int TAPS = LONG ? 16 / (sizeof(ACC_T) * VEC) : 1;  // of a filter's row, in one load
 
 struct Tile {
     Divisor tile_columns, tile_rows, channel_tiles, channel_blocks;  // how many there are, in all
@@ -98,7 +102,7 @@ struct Tile {
     int32 multiplier;              // output channels of each that a block makes
     int32 unit;                    // elements of one load
     int32 pixel_pitch, row_pitch;  // of x in shared memory, in elements
-    int32 filter_pitch;            // of w there, from tap to tap
+    int32 filter_pitch;            // of w there, from tap to tap, or from TAPS to TAPS of them
     int32 weights_at;              // bytes
     int32 input_rows;              // of x in one tile
     int32 vectors;                 // y is written VEC channels at a time
@@ -172,21 +176,33 @@ __device__ __forceinline__ void fill(X_T* __restrict__ shared_x, const X_T* __re
     }
 }
 
-// shared_w[(channel of the multiplier * R*S + tap) * filter_pitch + input channel].
+// Groups of TAPS taps that a filter makes in shared memory.
+__device__ __forceinline__ int tap_groups(const Problem& p) {
+    return (int)p.filter[AXIS_H] * (((int)p.filter[AXIS_W] + TAPS - 1) / TAPS);
+}
+
+// shared_w[(channel of the multiplier * groups + group) * filter_pitch + c], tap r * S + s being a
+// group, and c the input channel; for a long filter the group is s / TAPS * R + r, and c, s % TAPS
+// lie as (c / VEC * TAPS + s % TAPS) * VEC + c % VEC: a thread's taps are one load, with zeros
+// behind a row's last.
 __device__ __forceinline__ void fill_weights(ACC_T* __restrict__ shared_w,
                                              const W_T* __restrict__ w, const Problem& p,
                                              const Tile& tile, Index first_c, int live_channels,
                                              int first_channel, int multiplier) {
+    const int filter_r = FILTER_R ? FILTER_R : (int)p.filter[AXIS_H];
     const int filter_s = FILTER_S ? FILTER_S : (int)p.filter[AXIS_W];
-    const int taps = (FILTER_R ? FILTER_R : (int)p.filter[AXIS_H]) * filter_s;
+    const int pitch_s = (filter_s + TAPS - 1) / TAPS * TAPS;
+    const int taps = filter_r * pitch_s, groups = taps / TAPS;
     for (int i = threadIdx.x; i < tile.channels * multiplier * taps; i += blockDim.x) {
         const int filter = i / taps, tap = i - filter * taps;
-        const int r = tap / filter_s, s = tap - r * filter_s;
+        const int r = tap / pitch_s, s = tap - r * pitch_s;
         const int c = filter / multiplier, m = filter - c * multiplier;
+        const int group = LONG ? s / TAPS * filter_r + r : tap;
+        const int at = LONG ? (c / VEC * TAPS + s % TAPS) * VEC + c % VEC : c;
         // w[k, 0, r, s]
         const Index k = (first_c + c) * (Index)p.group_out + first_channel + m;
-        shared_w[(m * taps + tap) * tile.filter_pitch + c] =
-            c < live_channels
+        shared_w[(m * groups + group) * tile.filter_pitch + at] =
+            c < live_channels && s < filter_s
                 ? load<ACC_T>(w,
                               (Index)p.w_offset + k * (Index)p.w_strides[0] +
                                   r * (Index)p.w_strides[3] + s * (Index)p.w_strides[4],
@@ -277,49 +293,92 @@ __device__ __forceinline__ void sum_windows(Sums& sum, const X_T* __restrict__ x
 
 #elif STRIDE == 1
 
-// TAPS taps of a row, or the fewer that a filter's row ends with, for all rows that see row i of x.
-template <bool LAST>
-__device__ __forceinline__ void sum_taps(Sums& sum, const Window& window,
+// Whether row i of x meets the segment's row o. ALL: it meets every one. Sums of rows that a
+// shorter segment lacks are made and not written: the loop has no branch for them.
+template <bool ALL>
+__device__ __forceinline__ bool meets(int i, int o, int filter_r) {
+    return ALL || (i >= o && i - o < filter_r);
+}
+
+// STRIP taps of a row, or the `taps` that a filter's row ends with, for all rows of sums that see
+// row i of x. Pixel j of the window is in ring[j % STRIP] while any tap needs it: on entry the
+// first STRIP - 1 are there, and every tap brings one. Row 0 of the sums takes taps `w`, row o
+// those o rows of the filter before.
+template <bool ALL, bool LAST>
+__device__ __forceinline__ void sum_taps(Sums& sum, Taps (&ring)[STRIP], const Window& window,
                                          const ACC_T* __restrict__ w, const Tile& tile,
-                                         int filter_r, int filter_s, int i, int taps) {
-    Taps row[STRIP + TAPS - 1];
+                                         int filter_r, int i, int taps) {
+    struct __align__(16) Group {
+        Taps tap[TAPS];
+    };
 #pragma unroll
-    for (int j = 0; j < STRIP + TAPS - 1; ++j) {
-        if (!LAST || j < STRIP + taps - 1) row[j] = window.pixel(j, tile.pixel_pitch);
-    }
+    for (int s = 0; s < STRIP; s += TAPS) {
+        if (LAST && s >= taps) return;
+        Group group[SEGMENT];
 #pragma unroll
-    for (int o = 0; o < SEGMENT; ++o) {
-        const int r = i - o;
-        if (r < 0 || r >= filter_r) continue;
-        const ACC_T* at = w + r * filter_s * tile.filter_pitch;
-#pragma unroll
-        for (int s = 0; s < TAPS; ++s) {
-            if (LAST && s >= taps) continue;
-            const Taps tap = load_taps(at + s * tile.filter_pitch);
-#pragma unroll
-            for (int v = 0; v < STRIP; ++v) accumulate(sum[o][v], row[v + s], tap);
+        for (int o = 0; o < SEGMENT; ++o) {
+            if (!meets<ALL>(i, o, filter_r)) continue;
+            group[o] = *reinterpret_cast<const Group*>(w - o * tile.filter_pitch);
         }
+#pragma unroll
+        for (int t = 0; t < TAPS; ++t) {
+            if (LAST && s + t >= taps) return;
+            const int j = s + t + STRIP - 1;
+            ring[j % STRIP] = window.pixel(j, tile.pixel_pitch);
+#pragma unroll
+            for (int o = 0; o < SEGMENT; ++o) {
+                if (!meets<ALL>(i, o, filter_r)) continue;
+#pragma unroll
+                for (int v = 0; v < STRIP; ++v) {
+                    accumulate(sum[o][v], ring[(s + t + v) % STRIP], group[o].tap[t]);
+                }
+            }
+        }
+        w += filter_r * tile.filter_pitch;
     }
 }
 
-// Any filter, stride 1: rows of x in a loop, each in pieces of TAPS taps, for SEGMENT rows at once.
+// Row i of x, at `row`, for all rows of sums that see it, the window sliding along.
+template <bool ALL>
+__device__ __forceinline__ void sum_row(Sums& sum, const X_T* __restrict__ row,
+                                        const ACC_T* __restrict__ w, const Tile& tile,
+                                        int filter_r, int filter_s, int strip, int i) {
+    static_assert(STRIP == GROUP && STRIP % TAPS == 0, "windows begin where pairs swap or do not");
+    Taps ring[STRIP];
+    {
+        const Window window(row, strip, tile.pixel_pitch);
+#pragma unroll
+        for (int j = 0; j < STRIP - 1; ++j) ring[j] = window.pixel(j, tile.pixel_pitch);
+    }
+    int left = filter_s;
+#pragma unroll 1
+    for (; left >= STRIP; left -= STRIP) {
+        const Window window(row, strip, tile.pixel_pitch);
+        sum_taps<ALL, false>(sum, ring, window, w, tile, filter_r, i, STRIP);
+        row += STRIP * tile.pixel_pitch;
+        w += STRIP / TAPS * filter_r * tile.filter_pitch;
+        ++strip;
+    }
+    if (left > 0) {
+        const Window window(row, strip, tile.pixel_pitch);
+        sum_taps<ALL, true>(sum, ring, window, w, tile, filter_r, i, left);
+    }
+}
+
+// Any filter, stride 1: rows of x in a loop, each for SEGMENT rows at once.
 __device__ __forceinline__ void sum_windows(Sums& sum, const X_T* __restrict__ x,
                                             const ACC_T* __restrict__ w, const Problem& p,
                                             const Tile& tile, int strip, int rows) {
     const int filter_r = (int)p.filter[AXIS_H], filter_s = (int)p.filter[AXIS_W];
+#pragma unroll 1
     for (int i = 0; i < rows - 1 + filter_r; ++i) {
-        const X_T* const row = x + i * tile.row_pitch;
-        int s = 0;
-        for (; s + TAPS <= filter_s; s += TAPS) {
-            const Window window(row + s * tile.pixel_pitch, strip + s / GROUP, tile.pixel_pitch);
-            sum_taps<false>(sum, window, w + s * tile.filter_pitch, tile, filter_r, filter_s, i,
-                            TAPS);
+        if (i >= SEGMENT - 1 && i < filter_r) {
+            sum_row<true>(sum, x, w, tile, filter_r, filter_s, strip, i);
+        } else {
+            sum_row<false>(sum, x, w, tile, filter_r, filter_s, strip, i);
         }
-        if (s < filter_s) {
-            const Window window(row + s * tile.pixel_pitch, strip + s / GROUP, tile.pixel_pitch);
-            sum_taps<true>(sum, window, w + s * tile.filter_pitch, tile, filter_r, filter_s, i,
-                           filter_s - s);
-        }
+        x += tile.row_pitch;
+        w += tile.filter_pitch;
     }
 }
 
@@ -422,7 +481,7 @@ depthwise_channels_last(const X_T* __restrict__ x, const W_T* __restrict__ w,
 
     const int step_h = STRIDE ? STRIDE : (int)p.stride[AXIS_H];
     const int step_w = STRIDE ? STRIDE : (int)p.stride[AXIS_W];
-    const int taps = (int)p.filter[AXIS_H] * (int)p.filter[AXIS_W];
+    const int groups = tap_groups(p);
     const X_T* const window = shared_x + first_o * step_h * tile.row_pitch +
                               strip * STRIP * step_w * tile.pixel_pitch + channel;
     // y[n, first_p + first_o, first_q + strip*STRIP, k]
@@ -440,8 +499,8 @@ depthwise_channels_last(const X_T* __restrict__ x, const W_T* __restrict__ w,
                 for (int c = 0; c < VEC; ++c) sum[o][v][c] = zero<ACC_T>();
             }
         }
-        sum_windows(sum, window, shared_w + m * taps * tile.filter_pitch + channel, p, tile,
-                    strip, my_rows);
+        sum_windows(sum, window, shared_w + m * groups * tile.filter_pitch + channel * TAPS, p,
+                    tile, strip, my_rows);
         const Index k = (Index)(first_c + channel) * k_step + first_channel + m;
         if (bias != nullptr) {
             ACC_T b[VEC];

@@ -25,6 +25,7 @@ STORE_ELEMENTS, STORE_VECTORS, STORE_ROWS, STORE_PLANES = range(4)  # depthwise.
 
 _STATIC_SHARED = 256 * (8 + 8 + 4)  # depthwise.cu's list of planes, 64-bit
 _SHARED_AIM = 40 << 10  # of one block, so that several share a multiprocessor
+_WARPS = 8  # of "long", channels last, that keep a multiprocessor busy: each has 32 sums at once
 _FILTERS_SHARED = 16 << 10  # for the filters of a block that has several per channel
 _LOAD = 8  # what a byte of x costs, in multiply-adds, mostly on its way from the L2 cache
 _BANKS = 128  # bytes that shared memory reads at once
@@ -189,11 +190,17 @@ class ChannelsLast(_Base):
     """A variant of depthwise_channels_last.cu."""
 
     stem: ClassVar[str] = "depthwise_channels_last"
-    strip: ClassVar[int] = 4
+
+    @property
+    def strip(self) -> int:
+        """Columns of y per thread: of "long", the sums of a row that a tap serves once loaded."""
+        return 8 if self.name == "long" else 4
 
     @property
     def segment(self) -> int:
         """Rows of y per thread: what its taps, in pairs or not, leave registers for."""
+        if self.name == "long":
+            return 4 if self.dtype is dtypes.FLOAT32 else 2
         if self.dtype is dtypes.FLOAT64 or (self.dtype.is_half and self.stride == 2):
             return 2
         return 3 if self.dtype.is_half and self.filter == 7 else 4
@@ -202,6 +209,13 @@ class ChannelsLast(_Base):
     def vec(self) -> int:
         """Channels per thread: a whole bank of shared memory."""
         return 2 if self.dtype.is_half else 1
+
+    @property
+    def taps(self) -> int:
+        """Taps of a row in one load of w: "long" takes 16 bytes of them."""
+        if self.name != "long":
+            return 1
+        return 4 if self.dtype is dtypes.FLOAT32 else 2
 
     @property
     def threads(self) -> int:
@@ -369,7 +383,7 @@ def _best_plane_cut(extents: _Extents, variant: Planes, all_planes: int, device:
         work = _balanced(
             outputs * (extents.taps + 4) + _LOAD * loads * extents.size + 4000,
             blocks,
-            shared,
+            shared / _SHARED_AIM,
             _sm_count(device),
         )
         if work < least:
@@ -378,9 +392,12 @@ def _best_plane_cut(extents: _Extents, variant: Planes, all_planes: int, device:
     return best
 
 
-def _balanced(work: float, blocks: int, shared: int, sm_count: int) -> float:
-    """Of all blocks: too few leave multiprocessors idle, too large ones little to overlap with."""
-    return work * max(blocks, 2 * sm_count) * max(1.0, shared / _SHARED_AIM)
+def _balanced(work: float, blocks: int, few: float, sm_count: int) -> float:
+    """Of all blocks: too few leave multiprocessors idle, too large ones little to overlap with.
+
+    `few`: by how much too few share a multiprocessor, where it is more than 1.
+    """
+    return work * max(blocks, 2 * sm_count) * max(1.0, few)
 
 
 def tile_planes(problem: ConvProblem, variant: Planes, layout: Layout, device: Any) -> Blocks:
@@ -526,12 +543,18 @@ class _PixelMemory:
         return _raise(pitch, rows, chunks, chunk, self.extents.size, more)
 
     def filter_pitch(self) -> int:
-        """Of w, from tap to tap: filters of neighbouring channels are written side by side."""
-        return self.channels + self.variant.vec
+        """Of w, from tap to tap, or load to load of "long": its neighbour is in other banks."""
+        return (self.channels + self.variant.vec) * self.variant.taps
+
+    def filter_bytes(self) -> int:
+        """Of one filter per channel."""
+        height, width = self.extents.filter
+        loads = height * -(-width // self.variant.taps)
+        return loads * self.filter_pitch() * self.extents.sum_size
 
     def shared_bytes(self) -> int:
         x = self.cut.input_rows(self.extents) * self.row_pitch() * self.extents.size
-        return x + self.extents.taps * self.filter_pitch() * self.extents.sum_size
+        return x + self.filter_bytes()
 
 
 def _best_pixel_cut(
@@ -555,9 +578,12 @@ def _best_pixel_cut(
                 sums += sums // 2  # lanes on neighbouring strips wait for one another
             loads = cut.input_rows(extents) * memory.columns() * channels
             weights = channels * extents.taps * extents.multiplier
+            # Filters and halos of "long" may leave room for few blocks: then warps are what counts.
+            resident = (limit // shared) * threads
+            few = _WARPS * 32 / resident if variant.name == "long" else shared / _SHARED_AIM
             work = _balanced(
                 sums + _LOAD * loads * extents.size + 12 * weights + 4000,
-                batch * blocks * cut.tiles, shared, _sm_count(device),
+                batch * blocks * cut.tiles, few, _sm_count(device),
             )  # fmt: skip
             if work < least:
                 best, least = memory, work
@@ -585,7 +611,7 @@ def tile_channels_last(
     cut, size = memory.cut, extents.size
     channel_blocks = -(-extents.in_channels // memory.channels)
     tiles = layout.batch * cut.tiles * channel_blocks
-    filter_bytes = extents.taps * memory.filter_pitch() * extents.sum_size
+    filter_bytes = memory.filter_bytes()
     input_rows, columns = cut.input_rows(extents), memory.columns()
     row_pitch = memory.row_pitch()
     weights_at = input_rows * row_pitch * size

@@ -195,6 +195,21 @@ def test_large_and_lopsided_filters(
 
 
 @each_layout
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_a_long_filter_reads_no_further_than_its_windows(
+    cuda_device: Any, cut: str, layout: str, dtype: str
+) -> None:
+    """An infinite element makes those sums infinite that see it, and no sum beside them NaN."""
+    for filter in ((13, 13), (3, 9), (2, 18)):
+        x, w, _ = arrays_of((1, 5, 21, 27), filter, layout=layout, dtype=dtype, integers=False)
+        view = x if layout == "NCHW" else np.moveaxis(x, -1, 1)
+        view[0, 1, 10, 13] = view[0, 4, 20, 26] = np.inf
+        y = compute(cuda_device, x, w, layout=layout)
+        assert 0 < np.isinf(y.astype(np.float64)).sum() < y.size / 2
+        assert not np.isnan(y.astype(np.float64)).any()
+
+
+@each_layout
 def test_a_filter_that_only_just_fits(cuda_device: Any, layout: str) -> None:
     """Tiles shrink as windows grow, down to a row; beyond that it refuses."""
     refused = 0
@@ -300,7 +315,7 @@ def test_64_bit_offsets(cuda_device: Any, monkeypatch: pytest.MonkeyPatch) -> No
 # ---- bits ------------------------------------------------------------------------------------
 
 
-ORDERS = [(3, 1), (3, 2), (7, 1), (6, 1), (5, 3)]
+ORDERS = [(3, 1), (3, 2), (7, 1), (6, 1), (5, 3), (17, 1), (13, 1)]
 
 
 @pytest.mark.parametrize(
@@ -407,7 +422,7 @@ def test_no_race_and_nothing_out_of_bounds(mode: Any, monkeypatch: pytest.Monkey
     ):
         for layout in LAYOUTS:
             for dtype, filter, stride in (
-                ("float16", 3, 1), ("float32", 3, 2), ("float16", 6, 1),
+                ("float16", 3, 1), ("float32", 3, 2), ("float16", 6, 1), ("float32", 11, 1),
             ):  # fmt: skip
                 for width in (9, 12):  # rows through shared memory, and vectors
                     x, w, bias = arrays_of(
@@ -440,6 +455,10 @@ TOUCHED = [
     # 64 bytes: the next strip's lie in the other banks.
     ((1, 96, 14, 14), "float16", 3, 1, "NHWC", 1.1, 1.0),
     ((1, 32, 16, 16), "float32", 7, 1, "NHWC", 1.1, 1.0),
+    # A filter that does not fit in registers: strips of eight pixels, taps in 16 bytes.
+    ((1, 32, 16, 16), "float32", 13, 1, "NHWC", 1.1, 1.0),
+    ((1, 16, 16, 16), "float32", 13, 1, "NHWC", 1.1, 1.0),
+    ((1, 32, 15, 15), "float16", 14, 1, "NHWC", 1.2, 1.0),
 ]
 
 
@@ -463,7 +482,8 @@ def test_wavefronts_and_sectors(
         # Whole planes are read once; a tile of pixels has a halo that its neighbours read as well.
         reads = [s for s in report.sites if (s.space, s.operation) == ("global", "load")]
         x_bytes = max(s.lanes * s.bytes for s in reads)
-        assert x_bytes == x.nbytes if layout == "NCHW" else x_bytes <= 1.5 * x.nbytes, str(report)
+        halo = 1.5 if filter <= 7 else 2  # with a halo's share of what is read
+        assert x_bytes == x.nbytes if layout == "NCHW" else x_bytes <= halo * x.nbytes, str(report)
     depthwise.prepare.cache_clear()
 
 
