@@ -21,20 +21,29 @@
 //
 // FILTER = 3, 5, 7: the filter is in registers, all loops are unrolled. FILTER = 0, any size: OUT_W
 // taps at a time, their weights broadcast from shared memory, the window sliding along the row.
-// STEPPED, any stride and dilation: a thread's columns are BLOCK_W apart, and nothing is reused but
-// the tile itself.
+// STEPPED, any stride and dilation. A thread's columns are BLOCK_W apart, so that its neighbours'
+// are its columns' neighbours, and column j of the window is at [j % stride][j / stride] of a row of
+// the tile: at every tap a warp reads neighbouring words, whatever the stride. An element that is
+// read serves all of the thread's output rows that see it. For that to be many under a dilation, a
+// tile's output rows are `classes` = dilation / gcd(stride, dilation) apart: then all of their
+// windows are in input rows `dilation` apart, `row_step` = stride / gcd from one to the next,
+//
+//     tile row i meets filter row i - o*row_step for output row o
+//     blockIdx.x = (n * tiles_h + tile_h * classes + row_class) * tiles_w + tile_w
+//     thread (tx, ty): rows (tile_h*TILE_H + ty*OUT_H + o) * classes + row_class, columns tx + 32*j
 //
 // Shared memory (dynamic; Tiling has slab, pitch, w_pitch, columns):
 //
-//     SUM_T    weights[slab][w_pitch]       rows r0 ... r0+slab-1 of w; where the window slides
+//     int32    offsets[w_pitch]             of the taps in a row of the tile (STEPPED)
+//     SUM_T    weights[slab][w_pitch]       rows r0 ... r0+slab-1 of w; where FILTER = 0
 //              weights[w_pitch/OUT_W][slab][OUT_W], so that rows are a fixed distance apart
 //     SUM_T    exchange[warps][...]         a warp's sums on their way to y (not STEPPED)
-//     STAGE_T  tile[(TILE_H-1)*stride + (slab-1)*dilation + 1][pitch]
+//     STAGE_T  tile[(TILE_H-1)*row_step + slab][pitch]
 //
 //        column0 = tile_w*TILE_W*stride - pad
 //         |<------------------ columns ------------------>|  pitch
 //         +-----------------------------------------------+--+
-//         | rows of x that outputs of the tile see through |  |  row0 + r0*dilation
+//         | rows of x that outputs of the tile see through |  |  row0 + r0*dilation + i*dilation
 //         | filter rows r0 ... r0 + slab - 1               |  |
 //         +-----------------------------------------------+--+
 //
@@ -109,16 +118,23 @@ static_assert(STEPPED == 0 || (STEPPED == 1 && FILTER == 0), "STEPPED: 0, or 1 w
 constexpr int TILE_H = BLOCK_H * OUT_H;
 constexpr int TILE_W = BLOCK_W * OUT_W;
 constexpr int WARPS = BLOCK_W * BLOCK_H / 32;
-constexpr bool SLIDING = FILTER == 0 && !STEPPED;
 constexpr int EXCHANGE = STEPPED ? 0 : exchange_size<OUT_W, SUM_T>();
 
 // Registers for this many blocks on a multiprocessor; more would make ptxas spill.
 constexpr int SUM_REGISTERS = OUT_H * OUT_W * (int)sizeof(SUM_T) / 4;
 constexpr int WEIGHT_REGISTERS = FILTER * FILTER * (int)sizeof(SUM_T) / 4;
-constexpr bool LIGHT = SUM_REGISTERS + WEIGHT_REGISTERS <= 28;
+// STEPPED, the taps' addresses and windows take as many again.
+constexpr bool LIGHT = SUM_REGISTERS * (STEPPED ? 2 : 1) + WEIGHT_REGISTERS <= 28;
+// For sm_80 ptxas fits signed bytes in 64-bit sums into two blocks, but spills if it is told to.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 800
+constexpr bool UNTOLD = Same<STAGE_T, int8>::value && SUM_REGISTERS >= 64;
+#else
+constexpr bool UNTOLD = false;
+#endif
 constexpr int MIN_BLOCKS = LIGHT && sizeof(INDEX_T) == 4                         ? 4
                            : LIGHT || (SUM_REGISTERS <= 16 && WEIGHT_REGISTERS <= 32) ? 3
-                                                                                   : 2;
+                           : UNTOLD                                                   ? 1
+                                                                                      : 2;
 
 template <bool Narrow>
 struct Window {
@@ -139,6 +155,8 @@ __device__ __forceinline__ SUM_T product_added(SUM_T sum, WINDOW_T x, SUM_T w) {
     }
 }
 
+#if !STEPPED
+
 // OUT_W neighbours of a row of the tile.
 __device__ __forceinline__ void load_window(WINDOW_T* window, const STAGE_T* tile) {
     STAGE_T values[OUT_W];
@@ -146,6 +164,8 @@ __device__ __forceinline__ void load_window(WINDOW_T* window, const STAGE_T* til
 #pragma unroll
     for (int j = 0; j < OUT_W; ++j) window[j] = convert<WINDOW_T>(values[j]);
 }
+
+#endif
 
 #if FILTER > 0
 
@@ -254,24 +274,75 @@ __device__ __forceinline__ void accumulate(SUM_T (&sum)[OUT_H][OUT_W], const SUM
 
 #else
 
+// OUT_W taps of one input row, of which TAPS are the filter's: tap s of the thread's windows begins
+// at row[offsets[s]], its columns are BLOCK_W apart. weights: where filter row i would be; output
+// row o sees row i - o*step of `rows`.
+template <int TAPS, bool ALL>
+__device__ __forceinline__ void multiply_taps(SUM_T (&sum)[OUT_H][OUT_W], const STAGE_T* row,
+                                              const int32* offsets, const SUM_T* weights, int i,
+                                              int rows, int step) {
+    int32 at[OUT_W];
+    load_vector(at, offsets);
+    WINDOW_T window[TAPS][OUT_W];
+#pragma unroll
+    for (int s = 0; s < TAPS; ++s) {
+#pragma unroll
+        for (int j = 0; j < OUT_W; ++j) window[s][j] = convert<WINDOW_T>(row[at[s] + j * BLOCK_W]);
+    }
+#pragma unroll
+    for (int o = 0; o < OUT_H; ++o) {
+        if (ALL || (uint32)(i - o * step) < (uint32)rows) {
+            SUM_T w[OUT_W];
+            load_vector(w, weights - o * step * OUT_W);
+#pragma unroll
+            for (int s = 0; s < TAPS; ++s) {
+#pragma unroll
+                for (int j = 0; j < OUT_W; ++j) {
+                    sum[o][j] = product_added(sum[o][j], window[s][j], w[s]);
+                }
+            }
+        }
+    }
+}
+
+template <bool ALL>
+__device__ __forceinline__ void multiply_row(SUM_T (&sum)[OUT_H][OUT_W], const STAGE_T* row,
+                                             const int32* offsets, const SUM_T* weights,
+                                             int filter_w, int i, int rows, const Tiling& t) {
+    int s = 0;
+#pragma unroll 1
+    for (; s + OUT_W <= filter_w; s += OUT_W) {
+        multiply_taps<OUT_W, ALL>(sum, row, offsets + s, weights, i, rows, t.row_step);
+        weights += t.slab * OUT_W;
+    }
+    // A tap that the filter does not have is not a zero: it would spread a NaN or infinity.
+    const int rest = filter_w - s;
+    if (rest == 0) return;
+    if (rest == 1) {
+        multiply_taps<1, ALL>(sum, row, offsets + s, weights, i, rows, t.row_step);
+    } else if constexpr (OUT_W > 2) {
+        if (rest == 2) {
+            multiply_taps<2, ALL>(sum, row, offsets + s, weights, i, rows, t.row_step);
+        } else {
+            multiply_taps<3, ALL>(sum, row, offsets + s, weights, i, rows, t.row_step);
+        }
+    }
+}
+
 __device__ __forceinline__ void accumulate(SUM_T (&sum)[OUT_H][OUT_W], const SUM_T* weights,
                                            const STAGE_T* tile, int rows, const Problem& p,
                                            const Tiling& t) {
-    const int filter_w = (int)p.filter[AXIS_W], dilation_w = (int)p.dilation[AXIS_W];
-    const int step_h = (int)p.stride[AXIS_H] * t.pitch;
-    const int step_w = (int)p.stride[AXIS_W] * BLOCK_W;
-    for (int r = 0; r < rows; ++r) {
-        const STAGE_T* row = tile + r * (int)p.dilation[AXIS_H] * t.pitch;
-        for (int s = 0; s < filter_w; ++s, row += dilation_w) {
-            const SUM_T w = weights[r * t.w_pitch + s];
-#pragma unroll
-            for (int o = 0; o < OUT_H; ++o) {
-#pragma unroll
-                for (int j = 0; j < OUT_W; ++j) {
-                    const WINDOW_T x = convert<WINDOW_T>(row[o * step_h + j * step_w]);
-                    sum[o][j] = product_added(sum[o][j], x, w);
-                }
-            }
+    const int filter_w = (int)p.filter[AXIS_W];
+    const int32* const offsets = reinterpret_cast<const int32*>(weights) - t.w_pitch;
+    const int reach = t.row_step * (OUT_H - 1);
+#pragma unroll 1
+    for (int i = 0; i < rows + reach; ++i) {
+        const STAGE_T* row = tile + i * t.pitch;
+        const SUM_T* filter_row = weights + i * OUT_W;
+        if (i >= reach && i < rows) {
+            multiply_row<true>(sum, row, offsets, filter_row, filter_w, i, rows, t);
+        } else {
+            multiply_row<false>(sum, row, offsets, filter_row, filter_w, i, rows, t);
         }
     }
 }
@@ -283,7 +354,8 @@ filter2d(const X_T* __restrict__ x, const void* __restrict__ w, const void* __re
          Y_T* __restrict__ y, const Problem p, const Tiling t) {
     typedef INDEX_T Index;
     extern __shared__ __align__(16) unsigned char shared[];
-    SUM_T* const weights = reinterpret_cast<SUM_T*>(shared);
+    int32* const offsets = reinterpret_cast<int32*>(shared);
+    SUM_T* const weights = reinterpret_cast<SUM_T*>(offsets + (STEPPED ? t.w_pitch : 0));
     SUM_T* const exchange = weights + t.slab * t.w_pitch;
     // EXCHANGE is a multiple of 16 bytes: 128 or 256 elements, and one more for each 128 bytes.
     STAGE_T* const tile = reinterpret_cast<STAGE_T*>(exchange + WARPS * EXCHANGE);
@@ -291,8 +363,11 @@ filter2d(const X_T* __restrict__ x, const void* __restrict__ w, const void* __re
     const int tx = threadIdx.x % BLOCK_W, ty = threadIdx.x / BLOCK_W;
     Index rest = (Index)blockIdx.x;
     const Index out_w0 = split_off(rest, t.tiles_w) * TILE_W;
-    const Index out_h0 = split_off(rest, t.tiles_h) * TILE_H;
+    const Index tile_h = split_off(rest, t.tiles_h);
     const Index n = rest;
+    const int classes = STEPPED ? t.classes : 1;
+    const Index row_class = STEPPED ? tile_h % classes : 0;
+    const Index out_h0 = (STEPPED ? tile_h / classes : tile_h) * TILE_H * classes + row_class;
 
     SUM_T sum[OUT_H][OUT_W];
 #pragma unroll
@@ -305,30 +380,42 @@ filter2d(const X_T* __restrict__ x, const void* __restrict__ w, const void* __re
     const int stride_h = STEPPED ? (int)p.stride[AXIS_H] : 1;
     const int stride_w = STEPPED ? (int)p.stride[AXIS_W] : 1;
     const int dilation_h = STEPPED ? (int)p.dilation[AXIS_H] : 1;
+    const int row_step = STEPPED ? t.row_step : 1;
     const Index row0 = out_h0 * stride_h - (Index)p.pad_lo[AXIS_H];
     const Index column0 = out_w0 * stride_w - (Index)p.pad_lo[AXIS_W];
     for (int r0 = 0; r0 < filter_h; r0 += t.slab) {
         const int rows = min(t.slab, filter_h - r0);
         if (r0 > 0) __syncthreads();  // every thread is done with the slab before
-        copy_tile<BLOCK_W, BLOCK_H>(tile, x, n * p.x_strides[0],
-                                    row0 + (Index)r0 * dilation_h, column0,
-                                    (TILE_H - 1) * stride_h + (rows - 1) * dilation_h + 1, p, t,
-                                    tx, ty);
+        const Index first = row0 + (Index)r0 * dilation_h;
+        const int seen = (TILE_H - 1) * row_step + rows;
+        if (STEPPED && stride_w > 1) {
+            copy_phases<BLOCK_W, BLOCK_H>(tile, x, n * p.x_strides[0], first, column0, seen, p, t,
+                                          tx, ty, dilation_h, stride_w);
+        } else {
+            copy_tile<BLOCK_W, BLOCK_H>(tile, x, n * p.x_strides[0], first, column0, seen, p, t,
+                                        tx, ty, dilation_h);
+        }
         cp_async_commit();
+        if (STEPPED) {
+            for (int s = threadIdx.x; s < t.w_pitch; s += BLOCK_W * BLOCK_H) {
+                const int tap = s * (int)p.dilation[AXIS_W];
+                offsets[s] = tap % stride_w * t.phase_pitch + tap / stride_w;
+            }
+        }
         for (int r = ty; r < rows; r += BLOCK_H) {
             for (int s = tx; s < t.w_pitch; s += BLOCK_W) {
                 const Index at = (Index)p.w_offset + (r0 + r) * (Index)p.w_strides[3] +
                                  s * (Index)p.w_strides[4];
-                const int tap = SLIDING ? (s / OUT_W * t.slab + r) * OUT_W + s % OUT_W
-                                        : r * t.w_pitch + s;
+                const int tap = FILTER == 0 ? (s / OUT_W * t.slab + r) * OUT_W + s % OUT_W
+                                            : r * t.w_pitch + s;
                 weights[tap] =
                     s < filter_w ? load<SUM_T>(w, at, p.w_dtype) : SUM_T(0);
             }
         }
         cp_async_wait<0>();
         __syncthreads();  // the tile and the weights are there
-        const int column = STEPPED ? tx * stride_w : tx * OUT_W;
-        accumulate(sum, weights, tile + ty * OUT_H * stride_h * t.pitch + column, rows, p, t);
+        const int column = STEPPED ? tx : tx * OUT_W;
+        accumulate(sum, weights, tile + ty * OUT_H * row_step * t.pitch + column, rows, p, t);
     }
 
     if constexpr (STEPPED) {
@@ -336,7 +423,7 @@ filter2d(const X_T* __restrict__ x, const void* __restrict__ w, const void* __re
         const Index height = (Index)p.output[AXIS_H], width = (Index)p.output[AXIS_W];
 #pragma unroll
         for (int o = 0; o < OUT_H; ++o) {
-            const Index out_h = out_h0 + ty * OUT_H + o;
+            const Index out_h = out_h0 + (Index)(ty * OUT_H + o) * classes;
             const int64 y_row = n * p.y_strides[0] + out_h * p.y_strides[3];
 #pragma unroll
             for (int j = 0; j < OUT_W; ++j) {

@@ -1,6 +1,10 @@
 // A tile of the padded input in shared memory: what filter2d.cu and separable.cu compute from.
 //
-//     tile[i][j] = x[n, 0, row0 + i, column0 + j]       0 <= i < rows, 0 <= j < columns
+//     tile[i][j] = x[n, 0, row0 + i*step, column0 + j]       0 <= i < rows, 0 <= j < columns
+//
+// or, with its columns dealt into phases (`copy_phases`),
+//
+//     tile[i][j % stride * phase_pitch + j / stride] = the same
 //
 // read beyond its edges as the boundary mode says. Rows are `pitch` elements apart, a multiple of
 // 16 bytes. Each row is copied by the threads of one row of the block, so that the row's source is
@@ -26,14 +30,16 @@ enum : int { TILE_UNIT_COLUMNS = 1, TILE_ALIGNED = 2, TILE_STORE_VECTORS = 4 };
 struct Tiling {
     Divisor tiles_w;  // tiles along W and H
     Divisor tiles_h;
-    int32 slab;     // filter rows whose window is in shared memory at a time
-    int32 columns;  // of the tile, whole vectors
-    int32 pitch;    // elements from one row of the tile to the next
-    int32 w_pitch;  // the same of the filter in shared memory
-    int32 flags;    // TILE_...
-    int32 unused;
+    int32 slab;         // filter rows whose window is in shared memory at a time
+    int32 columns;      // of the tile, whole vectors
+    int32 pitch;        // elements from one row of the tile to the next
+    int32 w_pitch;      // the same of the filter in shared memory
+    int32 flags;        // TILE_...
+    int32 classes;      // output rows r, r + classes, ... are tiled together, for each r < classes
+    int32 row_step;     // rows of the tile from one output row of a class to the next
+    int32 phase_pitch;  // elements from one phase of a row of the tile to the next
 };
-static_assert(sizeof(Tiling) == 56, "tile.TILING mirrors this");
+static_assert(sizeof(Tiling) == 64, "tile.TILING mirrors this");
 
 // N elements of T at p, in loads of up to 16 bytes; p is a multiple of N * sizeof(T) or of 16.
 template <int N, class T>
@@ -108,13 +114,14 @@ __device__ __forceinline__ void copy_element(Stage* to, const X* __restrict__ x,
 template <int THREADS_W, int THREADS_H, class Stage, class X, class Index>
 __device__ __forceinline__ void copy_tile(Stage* tile, const X* __restrict__ x, int64 plane,
                                           Index row0, Index column0, int rows, const Problem& p,
-                                          const Tiling& t, int thread_w, int thread_h) {
+                                          const Tiling& t, int thread_w, int thread_h,
+                                          int step = 1) {
     const Index height = (Index)p.input[AXIS_H], width = (Index)p.input[AXIS_W];
     if constexpr (Same<Stage, X>::value) {
         constexpr int vector = 16 / (int)sizeof(X);
         if (t.flags & TILE_ALIGNED) {
             for (int i = thread_h; i < rows; i += THREADS_H) {
-                const Index h = source_index(row0 + i, height, p.boundary);
+                const Index h = source_index(row0 + (Index)i * step, height, p.boundary);
                 const int64 row = plane + h * p.x_strides[3];
                 for (int j = thread_w * vector; j < t.columns; j += THREADS_W * vector) {
                     const Index column = column0 + j;
@@ -145,7 +152,8 @@ __device__ __forceinline__ void copy_tile(Stage* tile, const X* __restrict__ x, 
                             const int i = i0 + k * THREADS_H;
                             low[k] = high[k] = shift[k] = 0;
                             if (i >= rows) continue;
-                            const Index h = source_index(row0 + i, height, p.boundary);
+                            const Index h =
+                                source_index(row0 + (Index)i * step, height, p.boundary);
                             const int64 row = plane + h * p.x_strides[3];
                             const Index column = column0 + j;
                             // The aligned words that hold x[h, column : column + word], if all
@@ -183,11 +191,40 @@ __device__ __forceinline__ void copy_tile(Stage* tile, const X* __restrict__ x, 
         }
     }
     for (int i = thread_h; i < rows; i += THREADS_H) {
-        const Index h = source_index(row0 + i, height, p.boundary);
+        const Index h = source_index(row0 + (Index)i * step, height, p.boundary);
         const int64 row = plane + h * p.x_strides[3];
 #pragma unroll 4
         for (int j = thread_w; j < t.columns; j += THREADS_W) {
             copy_element(tile + i * t.pitch + j, x, row, h, column0 + j, p);
+        }
+    }
+}
+
+// The same with column j at [j % stride][j / stride] of its row: windows `stride` columns apart are
+// neighbours. x is read in its own order; phase_pitch keeps the banks of a warp's writes apart, but
+// for float64 at a stride of 3, where a few meet.
+template <int THREADS_W, int THREADS_H, class Stage, class X, class Index>
+__device__ __forceinline__ void copy_phases(Stage* tile, const X* __restrict__ x, int64 plane,
+                                            Index row0, Index column0, int rows, const Problem& p,
+                                            const Tiling& t, int thread_w, int thread_h, int step,
+                                            int stride) {
+    const Index height = (Index)p.input[AXIS_H];
+    const int first = thread_w / stride, first_phase = thread_w % stride;
+    const int on = THREADS_W / stride, phase_on = THREADS_W % stride;
+    for (int i = thread_h; i < rows; i += THREADS_H) {
+        const Index h = source_index(row0 + (Index)i * step, height, p.boundary);
+        const int64 row = plane + h * p.x_strides[3];
+        Stage* const to = tile + i * t.pitch;
+        int at = first, phase = first_phase;
+#pragma unroll 4
+        for (int j = thread_w; j < t.columns; j += THREADS_W) {
+            copy_element(to + phase * t.phase_pitch + at, x, row, h, column0 + j, p);
+            at += on;
+            phase += phase_on;
+            if (phase >= stride) {
+                phase -= stride;
+                ++at;
+            }
         }
     }
 }

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,9 @@ TILING = np.dtype(
         ("pitch", np.int32),
         ("w_pitch", np.int32),
         ("flags", np.int32),
-        ("unused", np.int32),
+        ("classes", np.int32),
+        ("row_step", np.int32),
+        ("phase_pitch", np.int32),
     ],
     align=True,
 )
@@ -34,6 +37,7 @@ UNIT_COLUMNS, ALIGNED, STORE_VECTORS = 1, 2, 4  # flags: TILE_...
 
 THREADS = 256
 _VECTOR = 16  # bytes of the widest load
+_BANKS = 128  # bytes of all banks of shared memory
 _INDEX_LIMIT = 2**31 - 2**26  # less what the last tile reaches past the output
 
 
@@ -59,8 +63,12 @@ class Block:
 
     def count(self, problem: ConvProblem, batch: int) -> int:
         """Tiles of a batch."""
-        p, q = extents(problem.output)
-        return batch * -(-p // self.tile_h) * -(-q // self.tile_w)
+        q = extents(problem.output)[1]
+        return batch * self.count_h(problem) * -(-q // self.tile_w)
+
+    def count_h(self, problem: ConvProblem) -> int:
+        """Tiles along H: of each class of output rows its own."""
+        return classes(problem) * -(-class_rows(problem) // self.tile_h)
 
 
 def plane(problem: ConvProblem) -> bool | No:
@@ -86,6 +94,23 @@ def padded(count: int, step: int) -> int:
     return -(-count // step) * step
 
 
+def classes(problem: ConvProblem) -> int:
+    """Output rows this far apart have their windows in the same input rows, `dilation` apart."""
+    stride, dilation = extents(problem.stride)[0], extents(problem.dilation)[0]
+    return min(dilation // math.gcd(stride, dilation), extents(problem.output)[0])
+
+
+def class_rows(problem: ConvProblem) -> int:
+    """Output rows of a class."""
+    return -(-extents(problem.output)[0] // classes(problem))
+
+
+def row_step(problem: ConvProblem) -> int:
+    """Rows of the tile from one output row of a class to the next."""
+    stride, dilation = extents(problem.stride)[0], extents(problem.dilation)[0]
+    return stride // math.gcd(stride, dilation)
+
+
 def columns(problem: ConvProblem, block: Block) -> int:
     """Elements of a row of the tile: whole loads of a thread."""
     (_, s), (_, stride), (_, dilation) = map(
@@ -96,13 +121,25 @@ def columns(problem: ConvProblem, block: Block) -> int:
 
 def rows(problem: ConvProblem, block: Block, slab: int) -> int:
     """Rows of the tile that `slab` rows of the filter see."""
-    stride, dilation = extents(problem.stride)[0], extents(problem.dilation)[0]
-    return (block.tile_h - 1) * stride + (slab - 1) * dilation + 1
+    return (block.tile_h - 1) * row_step(problem) + slab
+
+
+def phase_pitch(problem: ConvProblem, block: Block, itemsize: int) -> int:
+    """Elements between the phases that a stride deals a row's columns into.
+
+    Neighbouring columns are in different phases: those of a warp meet different banks where each
+    phase begins a `stride`-th of all banks after the one before.
+    """
+    stride = extents(problem.stride)[1]
+    count = -(-columns(problem, block) // stride)
+    banks = _BANKS // itemsize
+    return count if stride == 1 else count + (-(-banks // stride) - count) % banks
 
 
 def pitch(problem: ConvProblem, block: Block, itemsize: int) -> int:
     """Elements between rows of the tile: whole vectors."""
-    return padded(columns(problem, block), _VECTOR // itemsize)
+    phases = extents(problem.stride)[1]
+    return padded(phases * phase_pitch(problem, block, itemsize), _VECTOR // itemsize)
 
 
 def shared_budget(device: Any) -> int:
@@ -145,9 +182,10 @@ def pack(
     a thread's outputs of a row may be one store where y's addresses allow.
     """
     t = np.zeros((), TILING)
-    p, q = extents(problem.output)
-    t["tiles_h"] = launch.divisor(-(-p // block.tile_h))
-    t["tiles_w"] = launch.divisor(-(-q // block.tile_w))
+    t["tiles_h"] = launch.divisor(block.count_h(problem))
+    t["tiles_w"] = launch.divisor(-(-extents(problem.output)[1] // block.tile_w))
+    t["classes"], t["row_step"] = classes(problem), row_step(problem)
+    t["phase_pitch"] = phase_pitch(problem, block, stage.itemsize)
     t["slab"], t["w_pitch"] = slab, w_pitch
     t["columns"], t["pitch"] = columns(problem, block), pitch(problem, block, stage.itemsize)
     flags = 0
