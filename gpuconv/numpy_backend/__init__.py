@@ -19,8 +19,8 @@ from gpuconv.numpy_backend.device import Cpu, cpu, processor
 from gpuconv.plan import Algorithm, Plan
 
 _NAMES = (
-    "pointwise", "winograd", "im2col", "direct", "depthwise", "filter2d", "separable", "fft",
-    "wgrad_gemm", "wgrad_depthwise",
+    "pointwise", "winograd", "im2col", "row_gemm", "direct", "depthwise", "filter2d", "separable",
+    "fft", "wgrad_gemm", "wgrad_depthwise",
 )  # fmt: skip
 
 

@@ -64,6 +64,30 @@ def gathering(problem: ConvProblem, corner: Sequence[int], box: Sequence[int]) -
     return found
 
 
+def rows(
+    problem: ConvProblem,
+    corner: Sequence[int],
+    phase: int,
+    count: int,
+    tap: int,
+    width: int,
+    from_x: bool,
+) -> list[Copy]:
+    """What fills (..., count, width) with the inputs of one tap of a filter's row, by ``fill``.
+
+    The rows are every stride-th from the `phase`-th on that the box at `corner` reads. They come
+    from x, (..., H, W), or from the block that ``reading`` fills.
+    """
+    (p, q), (down, along) = corner, problem.stride
+    shift = tap * problem.dilation[1]
+    if from_x:
+        return _copies(
+            problem, [(p * down + phase, count, down), (q * along + shift, width, along)]
+        )
+    last_row, last = phase + (count - 1) * down, shift + (width - 1) * along
+    return [((...,), (..., slice(phase, last_row + 1, down), slice(shift, last + 1, along)))]
+
+
 def fill(x: HostArray, copies: Sequence[Copy], target: HostArray) -> None:
     """Copy pieces of x, (..., spatial...), to their places in `target`, and zeros."""
     for place, source in copies:
