@@ -11,10 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from gpuconv import arrays, backends
 
 Signature = tuple[Any, ...]
+Options = tuple[Any, ...]
 Call = Callable[[Any, Any, Any, Any], Any]  # of x, w, bias and out, with the result
+
+_PLAIN = frozenset({int, float, bool, str, type, type(None), np.float64, np.int64})
 
 
 class Calls(dict[Any, Call]):
@@ -29,6 +34,27 @@ class Calls(dict[Any, Call]):
         if len(self) >= self._most:
             self.clear()
         self[key] = call
+
+
+def plain(*values: Any) -> Options | None:
+    """Options as a key: by value and type, as 1 == 1.0 == True, which checks tell apart.
+
+    None where one is neither a plain value nor a sequence of such.
+    """
+    kinds = tuple(map(type, values))
+    if _PLAIN.issuperset(kinds):
+        return values, kinds
+    flat: list[Any] = []
+    for value in values:
+        if type(value) in (list, tuple):
+            if not _PLAIN.issuperset(map(type, value)):
+                return None
+            flat.append((tuple(value), *map(type, value)))
+        elif type(value) in _PLAIN:
+            flat.append((value, type(value)))
+        else:
+            return None
+    return tuple(flat)
 
 
 def signature(x: Any, w: Any, bias: Any, out: Any) -> Signature | None:

@@ -22,10 +22,11 @@ import numpy as np
 
 from gpuconv import arrays, dtypes
 from gpuconv.arrays import HostArray
+from gpuconv.calls import Calls, plain, signature
 from gpuconv.dtypes import DType
 from gpuconv.execute import NOT_GIVEN, Operands
 from gpuconv.problem import PaddingMode
-from gpuconv.spatial import Windows, array_like
+from gpuconv.spatial import Step, Windows, array_like
 
 Modes = str | Sequence[str]
 Shape = tuple[int, ...]
@@ -170,10 +171,10 @@ def gaussian_filter1d(
     >>> ndimage.gaussian_filter1d([1.0, 2.0, 3.0, 4.0, 5.0], 1).round(3)
     array([1.427, 2.068, 3.   , 3.932, 4.573])
     """
-    call = _Call("gaussian_filter1d", input, output)
-    weights = _gaussian("gaussian_filter1d", float(sigma), order, truncate, radius)
-    step = _Pass(weights, (call.axis(axis),), _mode(call.function, mode))
-    return call.finish(call.in_turn([step], cval))
+    return _in_turn(
+        "gaussian_filter1d", input, output, cval, _one_gaussian,
+        sigma, axis, order, mode, truncate, radius,
+    )  # fmt: skip
 
 
 def gaussian_filter(
@@ -199,9 +200,10 @@ def gaussian_filter(
            [0.33, 0.34, 0.33],
            [0.17, 0.33, 0.5 ]])
     """
-    call = _Call("gaussian_filter", input, output)
-    passes = _gaussians(call, sigma, order, mode, truncate, radius, axes)
-    return call.finish(call.in_turn(passes, cval))
+    return _in_turn(
+        "gaussian_filter", input, output, cval, _gaussians,
+        sigma, order, mode, truncate, radius, axes,
+    )  # fmt: skip
 
 
 def uniform_filter1d(
@@ -221,9 +223,7 @@ def uniform_filter1d(
     >>> ndimage.uniform_filter1d([2, 8, 0, 4, 1, 9, 9, 0], size=3)
     array([4, 3, 4, 1, 4, 6, 6, 3])
     """
-    call = _Call("uniform_filter1d", input, output)
-    step = _mean(call.function, size, call.axis(axis), mode, origin)
-    return call.finish(call.in_turn([step], cval))
+    return _in_turn("uniform_filter1d", input, output, cval, _one_mean, size, axis, mode, origin)
 
 
 def uniform_filter(
@@ -247,13 +247,7 @@ def uniform_filter(
            [3, 3, 3],
            [1, 3, 5]])
     """
-    call = _Call("uniform_filter", input, output)
-    passes = [
-        _mean(call.function, int(n), axis, m, o)
-        for axis, n, o, m in call.per_axis(axes, size, origin, mode)
-        if n > 1
-    ]
-    return call.finish(call.in_turn(passes, cval))
+    return _in_turn("uniform_filter", input, output, cval, _means, size, mode, origin, axes)
 
 
 def sobel(
@@ -270,7 +264,7 @@ def sobel(
            [4, 8, 4],
            [4, 8, 4]])
     """
-    return _slope("sobel", input, axis, output, mode, cval, _HAT)
+    return _in_turn("sobel", input, output, cval, _slope, axis, mode, "hat")
 
 
 def prewitt(
@@ -287,7 +281,7 @@ def prewitt(
            [3, 6, 3],
            [3, 6, 3]])
     """
-    return _slope("prewitt", input, axis, output, mode, cval, _BOX)
+    return _in_turn("prewitt", input, output, cval, _slope, axis, mode, "box")
 
 
 def laplace(
@@ -306,11 +300,15 @@ def laplace(
     >>> ndimage.laplace([0, 0, 1, 0, 0])
     array([ 0,  1, -2,  1,  0])
     """
-    call = _Call("laplace", input, output)
-    passes = [
-        _Pass(_SECOND, (axis,), _mode(call.function, m)) for axis, m in call.per_axis(axes, mode)
-    ]
-    return call.finish(call.summed([[p] for p in call.crossed(passes, cval)], cval))
+
+    def chains(call: _Call) -> list[list[_Pass]]:
+        passes = [
+            _Pass(_SECOND, (axis,), _mode(call.function, m))
+            for axis, m in call.per_axis(axes, mode)
+        ]
+        return [[p] for p in call.crossed(passes, cval)]
+
+    return _summed("laplace", input, output, cval, chains, (mode, axes))
 
 
 def gaussian_laplace(
@@ -332,8 +330,11 @@ def gaussian_laplace(
     >>> ndimage.gaussian_laplace(np.eye(5)[2], 1).round(2)
     array([ 0.2,  0. , -0.4,  0. ,  0.2])
     """
-    call = _Call("gaussian_laplace", input, output)
-    return call.finish(call.summed(_derivatives(call, 2, sigma, mode, axes, kwargs), cval))
+    return _summed(
+        "gaussian_laplace", input, output, cval,
+        lambda call: _derivatives(call, 2, sigma, mode, axes, kwargs),
+        (sigma, mode, axes, *kwargs, *kwargs.values()),
+    )  # fmt: skip
 
 
 def gaussian_gradient_magnitude(
@@ -357,9 +358,11 @@ def gaussian_gradient_magnitude(
     >>> ndimage.gaussian_gradient_magnitude(np.eye(5)[2], 1).round(2)
     array([0.09, 0.24, 0.  , 0.24, 0.09])
     """
-    call = _Call("gaussian_gradient_magnitude", input, output)
-    chains = _derivatives(call, 1, sigma, mode, axes, kwargs)
-    return call.finish(call.summed(chains, cval, length=True))
+    return _summed(
+        "gaussian_gradient_magnitude", input, output, cval,
+        lambda call: _derivatives(call, 1, sigma, mode, axes, kwargs),
+        (sigma, mode, axes, *kwargs, *kwargs.values()), length=True,
+    )  # fmt: skip
 
 
 def generic_laplace(
@@ -421,7 +424,63 @@ _SLOPE, _SECOND = np.array([-1.0, 0.0, 1.0]), np.array([1.0, -2.0, 1.0])
 _MOST_FUSED_TAPS = 25
 _EXACT = 2**23  # whole numbers below it are exact in float32, and so is the cut of their quotients
 _BLOCK = 1 << 15  # elements
-_HAT, _BOX = np.array([1.0, 2.0, 1.0]), np.array([1.0, 1.0, 1.0])
+_ACROSS = {"hat": np.array([1.0, 2.0, 1.0]), "box": np.array([1.0, 1.0, 1.0])}
+_KEPT = 1 << 16  # bytes of weights that a remembered call may hold
+_calls = Calls(1024)
+
+
+def _key(function: str, input: Any, weights: Any, output: Any, values: tuple[Any, ...]) -> Any:
+    """All that decides how a call goes; None where that shows only at a closer look.
+
+    Without `weights`: a function with its own, which follow from `values`.
+    """
+    out = None
+    if output is not None and type(output) not in (str, type):
+        out = output
+    given = signature(input, input if weights is None else weights, None, out)
+    options = None if given is None else plain(output if out is None else None, *values)
+    if options is None:
+        return None
+    # How integers are summed follows from the weights' values.
+    if weights is not None and input.dtype.kind in "biu":
+        return (function, options, given, weights.tobytes()) if weights.nbytes <= _KEPT else None
+    return function, options, given
+
+
+def _in_turn(
+    function: str,
+    input: Any,
+    output: Any,
+    cval: Any,
+    passes: Callable[..., list[_Pass]],
+    *values: Any,
+) -> Any:
+    """The `passes` of a function whose weights follow from `values`, one after another."""
+    key = _key(function, input, None, output, (cval, *values))
+    known = _calls.get(key)
+    if known is not None:
+        return known(input, None, None, output)
+    call = _Call(function, input, output)
+    return call.finish(call.in_turn(passes(call, *values), cval), key)
+
+
+def _summed(
+    function: str,
+    input: Any,
+    output: Any,
+    cval: Any,
+    chains: Callable[[_Call], Iterable[list[_Pass]]],
+    values: tuple[Any, ...],
+    *,
+    length: bool = False,
+) -> Any:
+    """The sum of `chains` of passes, which follow from `values`, or the root of that of squares."""
+    key = _key(function, input, None, output, (cval, *values))
+    known = _calls.get(key)
+    if known is not None:
+        return known(input, None, None, output)
+    call = _Call(function, input, output)
+    return call.finish(call.summed(chains(call), cval, length=length), key)
 
 
 def _filter(
@@ -437,6 +496,10 @@ def _filter(
     flip: bool,
 ) -> Any:
     """`correlate` and `convolve`: one filter over `axes`."""
+    key = _key(function, input, weights, output, (mode, cval, origin, axes))
+    known = _calls.get(key)
+    if known is not None:
+        return known(input, weights, None, output)
     call = _Call(function, input, output, weights, cval)
     filtered, shape = _axes(function, axes, call.ndim), tuple(call.w.shape)
     if len(shape) != len(filtered) or 0 in shape:
@@ -452,7 +515,7 @@ def _filter(
         return call.finish(call.in_turn([], cval))
     filtered = tuple(sorted(filtered))
     return call.finish(
-        call.filter(call.x, call.w, filtered, origins, padding_mode, cval, flip=flip)
+        call.filter(call.x, call.w, filtered, origins, padding_mode, cval, flip=flip), key
     )
 
 
@@ -469,12 +532,16 @@ def _one_axis(
     flip: bool,
 ) -> Any:
     """`correlate1d` and `convolve1d`: one filter along one axis."""
+    key = _key(function, input, weights, output, (axis, mode, cval, origin))
+    known = _calls.get(key)
+    if known is not None:
+        return known(input, weights, None, output)
     call = _Call(function, input, output, weights, cval)
     if call.w.ndim != 1 or call.w.shape[0] < 1:
         raise RuntimeError(f"{function}: no filter weights given; got shape {tuple(call.w.shape)}")
     axes = (call.axis(axis),)
     return call.finish(
-        call.filter(call.x, call.w, axes, [origin], _mode(function, mode), cval, flip=flip)
+        call.filter(call.x, call.w, axes, [origin], _mode(function, mode), cval, flip=flip), key
     )
 
 
@@ -490,6 +557,45 @@ class _Pass:
     separable: bool = False  # of two axes, and an outer product
 
 
+@dataclass(frozen=True, eq=False)
+class _Stage:
+    """What a repeated call does of one `filter`."""
+
+    step: Step
+    weights: HostArray | None  # as they are summed with; None: the caller's,
+    shape: Shape  # in this shape
+    dtype: np.dtype[Any]  # and type
+
+    def run(self, x: HostArray, w: HostArray | None) -> HostArray:
+        weights = self.weights
+        if weights is None:
+            assert w is not None
+            weights = w.astype(self.dtype, copy=False).reshape(self.shape)
+        return self.step.again(x, weights)
+
+
+@dataclass(frozen=True, eq=False)
+class _Repeat:
+    """A call of NumPy arrays without its questions: chains of stages, whose results are added."""
+
+    chains: list[list[_Stage]]
+    length: bool
+
+    def __call__(self, x: Any, w: Any, bias: None, out: Any) -> Any:
+        y = _total((self._run(chain, x, w) for chain in self.chains), self.length, own=True)
+        if type(out) is not np.ndarray:
+            return y
+        out[...] = y
+        return out
+
+    def _run(self, chain: list[_Stage], x: HostArray, w: HostArray | None) -> HostArray:
+        # As in every call: a sum that overflows is infinite, without a warning.
+        with np.errstate(all="ignore"):
+            for stage in chain:
+                x = stage.run(x, w)
+        return x
+
+
 class _Call:
     """One call: the arrays taken in, filters over them, and the result handed out.
 
@@ -503,6 +609,10 @@ class _Call:
         input = array_like(input)
         own_weights = arrays.maybe_library(weights) is None  # a list, or this module's own
         is_array = output is not None and arrays.maybe_library(output) is not None
+        self._given, self._output = (input, weights), output if is_array else None
+        self._chains: list[list[_Stage]] = []
+        self._length = False
+        self._repeats = True
         operands = self.operands = Operands(
             function,
             x=input,
@@ -576,6 +686,7 @@ class _Call:
         separable: bool = False,
     ) -> Any:
         """x under the weights w, which have an axis for each of `axes`, in the output's type."""
+        own = w is not self.w
         single = _exact_in_float32(x, w, self.dtype, cval)
         if divisor != 1 and self.dtype.is_exact and _means_hold(x, divisor, mode, cval):
             single = x.dtype.itemsize == 1 and x.dtype.kind == "u"
@@ -597,7 +708,26 @@ class _Call:
             if isinstance(w, np.ndarray):  # a host's weights
                 w = self.operands.adopt(w)
             y = slide.windows.run(self.operands, x, w, axes, cval)
+            self._note(x, w, own, slide, axes, cval, divisor)
             return _truncated(y, self.dtype, divisor)
+
+    def _note(
+        self, x: Any, w: Any, own: bool, slide: _Slide, axes: Shape, cval: Any, divisor: int
+    ) -> None:
+        """Keep what a repeated call does here, where that is one step of the NumPy backend."""
+        if self.operands.backend != "numpy":
+            self._repeats = False
+        if not self._repeats:
+            return
+        step = slide.windows.step(self.operands, x, w, axes, cval)
+        plain = divisor == 1 and slide.windows.dtype is self.dtype
+        if step is None or not plain or x.dtype.kind == "c" or w.dtype.kind == "c":
+            self._repeats = False
+            return
+        if x is self.x:
+            self._chains.append([])
+        weights = w if own else None
+        self._chains[-1].append(_Stage(step, weights, slide.weights_shape, w.dtype))
 
     def in_turn(self, passes: Iterable[_Pass], cval: Any) -> Any:
         """Pass after pass, each into the output's type, as SciPy's: integers round at every one."""
@@ -608,6 +738,7 @@ class _Call:
                 divisor=p.divisor, separable=p.separable,
             )  # fmt: skip
         if y is self.x:  # no pass at all
+            self._repeats = False
             with self.operands.active():
                 y = _truncated(y.copy(), self.dtype)
         return y
@@ -668,15 +799,29 @@ class _Call:
 
     def summed(self, chains: Iterable[Iterable[_Pass]], cval: Any, *, length: bool = False) -> Any:
         """The sum of the results of `chains`; with `length` the root of the sum of squares."""
+        self._length = length
         parts = (self.in_turn(chain, cval) for chain in chains)
         with self.operands.active():
             total = _total(parts, length, own=True)
         return self.in_turn([], cval) if total is None else total
 
-    def finish(self, y: Any) -> Any:
-        """The result as the caller's, in `output` where that was given."""
+    def finish(self, y: Any, key: Any = None) -> Any:
+        """The result as the caller's, in `output` where that was given.
+
+        Where there is a `key`, the call is kept under it for others like it.
+        """
         with self.operands.active():
-            return self.operands.deliver(y)
+            result = self.operands.deliver(y)
+        if key is not None and self._chains and self._repeats and self._taken():
+            _calls.remember(key, _Repeat(self._chains, self._length))
+        return result
+
+    def _taken(self) -> bool:
+        """Whether the backend took the caller's own arrays, and little else is to be kept."""
+        input, weights = self._given
+        kept = sum(s.weights.nbytes for c in self._chains for s in c if s.weights is not None)
+        own = weights is NOT_GIVEN or self.operands.w is weights
+        return self.operands.x is input and own and kept <= _KEPT
 
 
 def _total(parts: Iterable[Any], length: bool, *, own: bool = False) -> Any:
@@ -901,6 +1046,25 @@ def _derivatives(
         yield _gaussians(call, sigmas, orders, axis_mode, axes=None, **options)
 
 
+def _one_gaussian(
+    call: _Call, sigma: Any, axis: int, order: int, mode: Any, truncate: float, radius: Any
+) -> list[_Pass]:
+    weights = _gaussian(call.function, float(sigma), order, truncate, radius)
+    return [_Pass(weights, (call.axis(axis),), _mode(call.function, mode))]
+
+
+def _one_mean(call: _Call, size: int, axis: int, mode: Any, origin: int) -> list[_Pass]:
+    return [_mean(call.function, size, call.axis(axis), mode, origin)]
+
+
+def _means(call: _Call, size: Any, mode: Modes, origin: Any, axes: Any) -> list[_Pass]:
+    return [
+        _mean(call.function, int(n), axis, m, o)
+        for axis, n, o, m in call.per_axis(axes, size, origin, mode)
+        if n > 1
+    ]
+
+
 def _mean(function: str, size: int, axis: int, mode: Any, origin: int) -> _Pass:
     if size < 1:
         raise RuntimeError(f"{function}: incorrect filter size; got {size}")
@@ -909,16 +1073,12 @@ def _mean(function: str, size: int, axis: int, mode: Any, origin: int) -> _Pass:
     return _Pass(np.ones(size), (axis,), _mode(function, mode), (origin,), divisor=size)
 
 
-def _slope(
-    function: str, input: Any, axis: int, output: Any, mode: Modes, cval: Any, across: HostArray
-) -> Any:
-    call = _Call(function, input, output)
+def _slope(call: _Call, axis: int, mode: Modes, across: str) -> list[_Pass]:
     along = call.axis(axis)
-    modes = [_mode(function, m) for m in _one_each(function, mode, call.ndim)]
+    modes = [_mode(call.function, m) for m in _one_each(call.function, mode, call.ndim)]
     others = [i for i in range(call.ndim) if i != along]
     passes = [_Pass(_SLOPE, (along,), modes[along])]
-    passes += [_Pass(across, (i,), modes[i]) for i in others]
-    return call.finish(call.in_turn(passes, cval))
+    return passes + [_Pass(_ACROSS[across], (i,), modes[i]) for i in others]
 
 
 def _sum_over_axes(

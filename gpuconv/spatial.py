@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from gpuconv import arrays, dtypes
+from gpuconv.arrays import HostArray
 from gpuconv.dtypes import DType
 from gpuconv.execute import Operands
 from gpuconv.numpy_backend.boundary import source_index
@@ -52,23 +53,37 @@ class Windows:
 
         Both are the backend's arrays, and so is the result. "zeros" reads `fill` beyond the edge.
         """
+        step = self.step(operands, a, b, axes, fill)
+        if step is not None:
+            return step.run(operands, a, b)
         if not axes:
             return (a * b).astype(self.dtype.numpy)
-        if fill and self.padding_mode == "zeros" and any(map(any, self.pads)):
+        if self._reads(fill):
             return self._filled(operands, a, b, axes, fill)
         if len(axes) > _MOST_AXES:
             return self._tap_by_tap(operands, a, b, axes)
         batch = [i for i in range(a.ndim) if i not in axes]
-        if any(b.shape[i] != 1 for i in batch):
-            extents = np.broadcast_shapes(*(tuple(s.shape[i] for i in batch) for s in (a, b)))
-            a, b = (_broadcast(operands, array, batch, extents) for array in (a, b))
+        extents = np.broadcast_shapes(*(tuple(s.shape[i] for i in batch) for s in (a, b)))
+        a, b = (_broadcast(operands, array, batch, extents) for array in (a, b))
         return self._step(operands, a, b, axes).run(operands, a, b)
+
+    def step(self, operands: Operands, a: Any, b: Any, axes: Shape, fill: Any = 0) -> Step | None:
+        """The one step that `run` takes; None where it does more than that, or less."""
+        if not 0 < len(axes) <= _MOST_AXES or self._reads(fill):
+            return None
+        if any(n != 1 for i, n in enumerate(b.shape) if i not in axes):
+            return None
+        return self._step(operands, a, b, axes)
+
+    def _reads(self, fill: Any) -> bool:
+        """Whether windows reach beyond the edge to a `fill` that is not zero."""
+        return bool(fill and self.padding_mode == "zeros" and any(map(any, self.pads)))
 
     def plan(self, operands: Operands, a: Any, b: Any, axes: Shape) -> Plan:
         """What `run` would do, for at most three axes and no batches."""
         return self._step(operands, a, b, axes).plan
 
-    def _step(self, operands: Operands, a: Any, b: Any, axes: Shape) -> _Step:
+    def _step(self, operands: Operands, a: Any, b: Any, axes: Shape) -> Step:
         types = dtypes.of(a.dtype), dtypes.of(b.dtype)
         return _step(self, a.shape, b.shape, *types, axes, operands.backend, operands.device)
 
@@ -111,7 +126,7 @@ class Windows:
 
 
 @dataclass(frozen=True)
-class _Step:
+class Step:
     """A plan of the core, and the way of an array's axes into it and back."""
 
     plan: Plan
@@ -128,12 +143,22 @@ class _Step:
         y = y.reshape(self.y_shape)
         return y if self.back is None else y.transpose(self.back)
 
+    def again(self, a: HostArray, b: HostArray) -> HostArray:
+        """`run` of the NumPy backend for arrays as in a call before, which checked them."""
+        plan = self.plan
+        if self.order is not None:
+            a, b = a.transpose(self.order), b.transpose(self.order)
+        y: HostArray = np.empty(plan.problem.result_shape, plan.problem.result_dtype.numpy)
+        plan.implementation.run(plan, a.reshape(self.x_shape), b.reshape(self.w_shape), None, y)
+        y = y.reshape(self.y_shape)
+        return y if self.back is None else y.transpose(self.back)
+
 
 @lru_cache(maxsize=4096)
 def _step(
     windows: Windows, a_shape: Shape, b_shape: Shape, a_dtype: DType, b_dtype: DType, axes: Shape,
     backend: str, device: Any,
-) -> _Step:  # fmt: skip
+) -> Step:  # fmt: skip
     """The step of such windows; batches of b are either of extent 1 or those of a."""
     ndim = len(a_shape)
     batch = tuple(i for i in range(ndim) if i not in axes)
@@ -175,7 +200,7 @@ def _step(
     outputs: list[int] = [a_shape[i] for i in lead]
     for run, output in zip(runs, problem.output, strict=True):
         outputs += [output] if run[0] in axes else [a_shape[i] for i in run]
-    return _Step(
+    return Step(
         _plan(windows, problem, backend, device),
         order,
         problem.x_shape,

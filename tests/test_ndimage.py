@@ -425,3 +425,95 @@ def test_sums_are_cut_off_and_wrap_as_scipys(shape, x_type, output):
     for w in (rng.integers(-9, 9, (3, 3)) + 0.25, rng.integers(-9, 9, (5, 3)) * 1.0):
         expected = scipy_ndimage.correlate(x.astype(np.float64), w).astype(np.int64).astype(output)
         np.testing.assert_array_equal(ndimage.correlate(x, w, output=output), expected)
+
+
+REPEATED: dict[str, Any] = {
+    "convolve": lambda x, **options: ndimage.convolve(x, WEIGHTS, **options),
+    "correlate at an origin": lambda x, **options: ndimage.correlate(
+        x, WEIGHTS, mode="nearest", origin=[-1, 1], **options
+    ),
+    "convolve1d": lambda x, **options: ndimage.convolve1d(x, WEIGHTS[0], 0, **options),
+    "correlate1d": lambda x, **options: ndimage.correlate1d(x, WEIGHTS[0], **options),
+    "gaussian_filter": lambda x, **options: ndimage.gaussian_filter(x, (1, 2.0), **options),
+    "gaussian_filter1d": lambda x, **options: ndimage.gaussian_filter1d(x, 1.0, **options),
+    "uniform_filter": lambda x, **options: ndimage.uniform_filter(x, 3, **options),
+    "uniform_filter1d": lambda x, **options: ndimage.uniform_filter1d(x, 4, **options),
+    "sobel": lambda x, **options: ndimage.sobel(x, 0, **options),
+    "prewitt": lambda x, **options: ndimage.prewitt(x, mode=["wrap", "mirror"], **options),
+    "laplace": lambda x, **options: ndimage.laplace(x, **options),
+    "gaussian_laplace": lambda x, **options: ndimage.gaussian_laplace(x, 1, **options),
+    "gaussian_gradient_magnitude": lambda x, **options: ndimage.gaussian_gradient_magnitude(
+        x, 1, truncate=3.0, **options
+    ),
+}
+WEIGHTS = np.array([[0.5, -1.0, 2.0], [1.5, 0.25, -0.5]])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "uint8", "int64"])
+@pytest.mark.parametrize("name", REPEATED)
+def test_a_repeated_call_gives_what_the_first_would(name: str, dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    call = REPEATED[name]
+    for options in ({}, {"output": "float32"}, {"output": np.int16}):
+        ndimage._calls.clear()
+        call(random_of(rng, dtype), **options)
+        x = random_of(rng, dtype)
+        again, into = call(x, **options), np.zeros(x.shape, again_type(x, options))
+        ndimage._calls.clear()
+        expected = call(x, **options)
+        np.testing.assert_array_equal(again, expected)
+        assert again.dtype == expected.dtype
+        for _ in range(2):
+            into[...] = 0
+            assert call(x, output=into) is into
+            np.testing.assert_array_equal(into, expected)
+
+
+def random_of(rng: np.random.Generator, dtype: str) -> np.ndarray:
+    return (200 * rng.random((9, 11))).astype(dtype)
+
+
+def again_type(x: np.ndarray, options: Any) -> Any:
+    return options.get("output", x.dtype)
+
+
+@pytest.mark.parametrize("name", REPEATED)
+def test_a_repeated_call_asks_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = np.random.default_rng(0).random((9, 11), np.float32)
+    first = REPEATED[name](image)
+    monkeypatch.setattr(ndimage, "_Call", None)
+    np.testing.assert_array_equal(REPEATED[name](image.copy()), first)
+
+
+def test_repeated_calls_see_their_own_weights_and_options() -> None:
+    image = np.arange(20, dtype=np.uint8).reshape(4, 5)
+    for weights in ([[1.0, 1.0]], [[0.5, 0.25]], [[300.0, 7.0]], [[0.5, 0.25]]):
+        np.testing.assert_array_equal(
+            ndimage.correlate(image, np.array(weights)), scipy_ndimage.correlate(image, weights)
+        )
+    square = np.arange(9, dtype=np.uint8).reshape(3, 3)
+    for scale in (1, 20):
+        np.testing.assert_array_equal(
+            ndimage.convolve(square * scale, square * scale),
+            scipy_ndimage.convolve(square * scale, square * scale),
+        )
+    weights = np.ones((2, 2))
+    for origin in (0, -1, [0, -1]):
+        np.testing.assert_array_equal(
+            ndimage.correlate(image, weights, origin=origin),
+            scipy_ndimage.correlate(image, weights, origin=origin),
+        )
+    with pytest.raises(TypeError):
+        ndimage.correlate(image, weights, origin=0.0)
+
+
+def test_a_repeated_call_checks_its_output() -> None:
+    image = np.ones((4, 5))
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="output shape"):
+            ndimage.sobel(image, output=np.ones((4, 4)))
+        ndimage.sobel(image, output=image)
+        frozen = np.ones((4, 5))
+        frozen.flags.writeable = False
+        with pytest.raises(ValueError, match="read-only"):
+            ndimage.sobel(image, output=frozen)

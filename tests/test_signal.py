@@ -329,3 +329,38 @@ def test_the_backends_agree(cuda: Any, seed: int) -> None:
         expected = signal.convolve2d(*args, stride=2)
         with gpuconv.use_backend("cuda"):
             assert_same(signal.convolve2d(*args, stride=2), expected, a, b, np.empty(0, "float32"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "uint8", "complex64"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("shapes", [((9, 8), (3, 2)), ((3, 2), (9, 8)), ((4, 1), (1, 5))])
+@pytest.mark.parametrize("name", ["convolve", "correlate", "convolve2d", "correlate2d"])
+def test_a_repeated_call_gives_what_the_first_would(
+    name: str, shapes: Any, mode: str, dtype: str
+) -> None:
+    rng = np.random.default_rng(0)
+    if mode == "valid" and shapes[0][0] == 4:
+        shapes = (4, 5), (1, 5)
+    for options in ({}, {"stride": (2, 1)}, {"boundary": "wrap"}, {"fillvalue": 2}):
+        if not name.endswith("2d") and not {"boundary", "fillvalue"}.isdisjoint(options):
+            continue
+        call = getattr(signal, name)
+        call(*(random_array(rng, shape, dtype) for shape in shapes), mode, **options)
+        pair = [random_array(rng, shape, dtype) for shape in shapes]
+        again = call(*pair, mode, **options)
+        signal._calls.clear()
+        expected = call(*pair, mode, **options)
+        assert again.dtype == expected.dtype
+        np.testing.assert_array_equal(again, expected)
+
+
+def test_a_repeated_call_asks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = np.random.default_rng(0).random((2, 6, 7), np.float32)
+    first = signal.convolve2d(a, b[:3, :3], "same")
+    monkeypatch.setattr(signal, "_operands", None)
+    np.testing.assert_array_equal(signal.convolve2d(a.copy(), b[:3, :3], "same"), first)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="mode flags"):
+        signal.convolve2d(a, b[:3, :3], "Same")
+    with pytest.raises(TypeError, match="stride"):
+        signal.convolve2d(a, b[:3, :3], "same", stride=1.0)

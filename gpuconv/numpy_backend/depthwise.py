@@ -23,6 +23,9 @@ input are left out of it, with the columns of the band that would meet them.
 A band's zeros would carry a NaN or Inf of x to other outputs of its rows (0 * inf = nan). It
 shows: an image's block that comes out with a NaN is summed again, tap by tap; so is all that lies
 under a filter that is not finite, whose products with the rows left out are not zero.
+A small plane under a small filter is not worth that many calls. Padded, with its rows one after
+another, it is one sum over the taps of windows of the whole plane, which einsum makes in one call;
+where a window runs from one row into the next, its sum is not copied out.
 Filters that turn out to have rank 1 are left to ``filter2d`` where two passes are much faster.
 Integers are summed in floating point where their magnitudes prove that exact, else tap by tap,
 modulo 2^64: this is what ``filter2d`` and ``fft`` fall back to.
@@ -59,8 +62,13 @@ _INLINE = 2e-3  # seconds of work below which waking threads after a rest costs 
 _MOSTLY = 0.9
 _BLOCK = 20e-6  # seconds that the calls of a block take
 _BANDS = 3e-6  # and those of some bands of it
+_FEW = 4  # planes that are worth a call of their own each
+_FLAT = 1 << 20  # bytes of all products of a plane that is summed as a whole
+_FLAT_CALLS = 10e-6  # seconds that the calls of a block of such take,
+_FLAT_IMAGE = 2e-6  # and those of each image
 _PASSES = 0.7  # of the time of the products
 _HANDOVER = 100e-6  # seconds that threads wait for each other in the calls of a block
+_CONVERTED = 0.7e-9  # seconds per element that changes its type on the way in or out
 _START = 400e-6  # seconds until all threads work, and until the last is done
 
 
@@ -335,10 +343,91 @@ def supports(problem: ConvProblem, device: Cpu) -> bool | No:
     return True
 
 
+@dataclass(frozen=True)
+class Flat:
+    """How planes are summed as a whole."""
+
+    axes: tuple[Axis, Axis, Axis]
+    itemsize: int
+    images: int = 1  # of a block
+    threads: int = 1
+
+    @cached_property
+    def width(self) -> int:
+        return self.axes[2].reads(self.axes[2].outputs)
+
+    @cached_property
+    def size(self) -> int:
+        """Elements of a padded plane."""
+        return self.axes[1].reads(self.axes[1].outputs) * self.width
+
+    @cached_property
+    def taps(self) -> int:
+        return self.axes[1].filter * self.axes[2].filter
+
+    @cached_property
+    def length(self) -> int:
+        """Sums of a plane, from the first that is wanted to the last."""
+        return (self.axes[1].outputs - 1) * self.width + self.axes[2].outputs
+
+    @cached_property
+    def scratch(self) -> int:
+        """Bytes of one worker."""
+        each = self.itemsize * self.images
+        sums = rounded(each * self.axes[1].outputs * self.width)
+        return rounded(each * self.taps) + rounded(each * self.size) + 2 * sums
+
+    @cached_property
+    def seconds(self) -> float:
+        """Predicted time of one image on one thread, but for a block's calls."""
+        each = self.size * 0.3e-9 + self.length * (0.2e-9 + self.taps * 0.11e-9)
+        return _FLAT_IMAGE + each * self.itemsize / 4
+
+
+@lru_cache(maxsize=1024)
+def _flat(problem: ConvProblem, device: Cpu) -> Flat | None:
+    """How to sum whole planes, where that is fast: one by one is for few of them.
+
+    A plan's batch may decide that, and with it the bits: a call's batch does not.
+    """
+    axes = planes.classes(problem)
+    d, h, w = axes[0]
+    accumulator = problem.accumulator
+    if (
+        len(axes) > 1
+        or problem.in_channels > 1
+        or problem.batch > _FEW
+        or problem.group_out_channels > 1
+        or accumulator.is_exact
+        or accumulator.is_complex
+        or (d.outputs, d.filter, h.stride, w.stride) != (1, 1, 1, 1)
+    ):
+        return None
+    flat = Flat(axes[0], accumulator.itemsize)
+    if flat.size * flat.taps * flat.itemsize > _FLAT:
+        return None
+    limit = WORKSPACE_CAP if problem.workspace_limit is None else problem.workspace_limit
+    limit = min(limit, WORKSPACE_CAP) - ALIGN
+    if flat.scratch > limit:
+        return None
+    parallel = problem.batch * flat.seconds > _INLINE
+    threads = min(device.threads, limit // flat.scratch) if parallel else 1
+    images = min(-(-problem.batch // threads), min(limit // threads, _CACHED) // flat.scratch)
+    return replace(flat, images=max(images, 1), threads=threads)
+
+
 def cost(problem: ConvProblem, device: Cpu) -> float:
     """The copies and products of all planes, spread over the threads."""
+    flat = _flat(problem, device)
+    if flat is not None:
+        calls = -(-problem.batch // flat.images) * _FLAT_CALLS
+        work = (calls + problem.batch * flat.seconds) / flat.threads
+        return 8e-6 + work + (_START if flat.threads > 1 else 0)
     found = tilings(problem, device)
     memory = problem.bytes_moved / device.memory_bytes
+    ends = (problem.x_shape, problem.x_dtype), (problem.y_shape, problem.y_dtype)
+    converted = sum(math.prod(shape) for shape, t in ends if t is not problem.accumulator)
+    memory += converted * _CONVERTED / device.threads
     total = 0.0
     for t in found:
         work = problem.batch * problem.in_channels * t.seconds
@@ -347,6 +436,9 @@ def cost(problem: ConvProblem, device: Cpu) -> float:
 
 
 def workspace(problem: ConvProblem, device: Cpu) -> int:
+    flat = _flat(problem, device)
+    if flat is not None:
+        return flat.threads * flat.scratch + ALIGN
     own = device.threads * max(t.scratch for t in tilings(problem, device)) + ALIGN
     if _has_other(problem, device):
         own = max(own, filter2d.workspace(problem, device))
@@ -367,6 +459,10 @@ def _has_other(problem: ConvProblem, device: Cpu) -> bool:
 
 def run(plan: Plan, x: HostArray, w: HostArray, bias: HostArray | None, out: HostArray) -> None:
     problem, device = plan.problem, plan.device
+    flat = _flat(problem, device)
+    if flat is not None:
+        _sum_planes(flat, problem, x, w, bias, out)
+        return
     if _has_other(problem, device):
         factors = separable.factors(problem, w)
         if factors is not None:
@@ -394,6 +490,54 @@ def run(plan: Plan, x: HostArray, w: HostArray, bias: HostArray | None, out: Hos
                 workers[0].compute(x, (0, 0, 0), bias, here)
             else:
                 _run_blocks(tiling, workers, x, bias, here)
+
+
+def _sum_planes(
+    flat: Flat,
+    problem: ConvProblem,
+    x: HostArray,
+    w: HostArray,
+    bias: HostArray | None,
+    out: HostArray,
+) -> None:
+    _, h, across = flat.axes
+    dtype = problem.accumulator.numpy
+    size, width = dtype.itemsize, flat.width
+    w = w.reshape(h.filter, across.filter)
+    if problem.flip:
+        w = w[::-1, ::-1]
+    x, out = planes.lift(x), planes.lift(out)
+    holds = planes.integers_hold(problem, dtype)
+
+    def block(span: tuple[int, int], index: int) -> None:
+        scratch = workers[index]
+        scratch.free()
+        taps = scratch.take(w.shape, dtype)
+        np.copyto(taps, w, casting="unsafe")
+        here = slice(*span)
+        count = span[1] - span[0]
+        padded = scratch.take((count, 1, 1, h.reads(h.outputs), width), dtype)
+        planes.read(padded, x[here], flat.axes, (0, 0, 0))
+        sums = scratch.take((count, 1, 1, 1, h.outputs, width), dtype)
+        for n in range(count):
+            windows: HostArray = np.ndarray(
+                (*w.shape, flat.length), dtype, padded, n * flat.size * size,
+                (width * size, size, size),
+            )  # fmt: skip
+            # In this order the innermost loop runs along the plane.
+            total = sums[n].reshape(-1)[: flat.length]
+            np.einsum("rs,rsn->n", taps, windows, out=total, order="F")
+        kept = sums[..., : across.outputs]
+        planes.store(out[here], kept, bias, False, scratch if holds else None)
+
+    spans = planes.spans(x.shape[0], flat.images)
+    threads = min(flat.threads, len(spans))
+    with arena(threads * flat.scratch + ALIGN) as memory:
+        workers = [Scratch(memory.take(flat.scratch, _BYTE)) for _ in range(threads)]
+        if len(spans) == 1:
+            block(spans[0], 0)
+        else:
+            run_blocks(threads, spans, block)
 
 
 def _run_blocks(

@@ -41,9 +41,10 @@ from gpuconv.problem import ConvProblem
 
 _CACHED = 5 << 20  # bytes of a worker's arrays beyond which transforms slow down
 _CALL = 120e-6  # seconds that the calls of a block take
-_MENDING = 1.4  # what looking for results too small to trust, and summing them again, adds
+_MENDING = 1.2  # what looking for results too small to trust, and summing them again, adds
 _BUFFERS = 64 << 10  # bytes that NumPy's own loops take in each worker
 _PASS = 2.5e-9  # seconds per element of a real transform along one axis, there or back
+_LONG = 3  # passes that one along the only axis is worth: it is longer
 _MULTIPLY = 0.6e-9  # and of a product of spectra
 
 
@@ -144,7 +145,8 @@ def _tiling(
         together = min(together, -(-held // device.threads))
     valid = [(n - a.filter) // a.stride + 1 for n, a in zip(tile, axes, strict=True)]
     tiles = math.prod(-(-a.outputs // v) for a, v in zip(axes, valid, strict=True))
-    passes = sum(n > 1 for n in tile) * (1 + problem.accumulator.is_complex)
+    along = sum(n > 1 for n in tile)
+    passes = (along if along > 1 else _LONG) * (1 + problem.accumulator.is_complex)
     slow = 1.5 if each * together > _CACHED else 1.0
     transform = elements * _PASS * slow * passes * max(math.log2(elements), 8) / 16
     shares = -(-problem.group_out_channels // outs)

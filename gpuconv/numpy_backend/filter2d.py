@@ -58,7 +58,9 @@ _TRANSPOSED = 8  # bytes of a contiguous copy that take as long as one element o
 _BLOCK = 30e-6  # seconds that the calls of a block take
 _ROW = 20e-9  # seconds to start a row of a block, where it is read and where it is written
 _SHARED = 200e-6  # the same where threads wait for each other's calls, and wake too late
-_PRODUCT = 0.25e-6  # seconds to start one of a batch of matrix products
+_BAND = 64 << 10  # bytes up to which a band is read again from the nearest caches,
+_NEAR = 1.33  # and how much faster its products are
+_PRODUCT = 0.05e-6  # seconds to start one of a batch of matrix products
 
 
 @dataclass(frozen=True)
@@ -168,11 +170,13 @@ class Tiling:
             rate = device.gemm_flops * 4 / size
             copied = (moved / 2 + moved_too / 4) / device.copy_bytes
             return blocks * (slow * (flops / rate + copied) + starts + overhead)
-        rate = device.gemm_flops * 4 / size
+        rate = device.gemm_flops * math.sqrt(4 / size)  # strips of wide elements fill more vectors
         height, count = computed, strips
         if self.order == "phases":
             height, count = computed // self.phases, strips * self.phases
-        rate *= 1.2 * height / (height + 3)
+        rate *= 1.2 * height / (height + 2)
+        if self.depth * self.strip * size <= _BAND:
+            rate *= _NEAR
         if height * self.depth * self.strip > _PACKED:
             rate *= 0.7
         wide = -(-self.strip * size // 64) * 64 // size  # part of a vector costs a whole one

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -84,6 +86,78 @@ def test_bits_do_not_depend_on_the_memory_of_the_result():
             y = testing.in_memory_order(np.zeros_like(expected), memory, channel_axis=1)
             depthwise.run(plan, x, w, None, y)
             np.testing.assert_array_equal(y, expected)
+
+
+SMALL = (
+    ((28, 28), (3, 3)), ((64, 64), (5, 5)), ((9, 40), (1, 5)), ((30, 7), (4, 1)), ((50,), (6,)),
+    ((1, 8, 9), (1, 2, 3)), ((2, 3), (7, 9)),
+)  # fmt: skip
+
+
+def small(extents, filters, batch=1, dtype="float32", **options):
+    options = {"padding": tuple(n - 1 for n in filters), **options}
+    x, w = (batch, 1, *extents), (1, 1, *filters)
+    return describe("test", len(extents), x, w, dtype, dtype, **options)
+
+
+@pytest.mark.parametrize(("extents", "filters"), SMALL)
+@pytest.mark.parametrize("mode", ["zeros", "symmetric", "circular"])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_small_planes_are_summed_as_a_whole(extents, filters, mode, dtype):
+    rng = np.random.default_rng(0)
+    for flip in (False, True):
+        problem = small(extents, filters, 3, dtype, padding_mode=mode)
+        problem = dataclasses.replace(problem, flip=flip)
+        assert depthwise._flat(problem, CPU)
+        x = testing.random_array(rng, problem.x_shape, dtype)
+        w = testing.random_array(rng, problem.w_shape, dtype)
+        testing.assert_close(problem, run(problem, x, w), x, w)
+        testing.assert_close(problem, run(problem, x[..., ::-1], w), x[..., ::-1], w)
+
+
+def test_many_small_planes_are_summed_together():
+    assert depthwise._flat(small((12, 14), (3, 5), 4), CPU)
+    assert not depthwise._flat(small((12, 14), (3, 5), 5), CPU)
+
+
+def test_a_small_plane_keeps_nan_and_infinity_to_their_windows():
+    rng = np.random.default_rng(0)
+    problem = small((12, 14), (3, 5))
+    for value in (np.nan, np.inf):
+        x = rng.standard_normal(problem.x_shape, np.float32)
+        w = rng.standard_normal(problem.w_shape, np.float32)
+        clean = run(problem, x, w)
+        x[0, 0, 4, 13] = value  # at the end of a row
+        y = run(problem, x, w)
+        hit = np.zeros(y.shape, bool)
+        hit[0, 0, 4:7, 13:18] = True
+        np.testing.assert_array_equal(~np.isfinite(y), hit)
+        np.testing.assert_array_equal(y[~hit], clean[~hit])
+        w[0, 0, 1, 1] = value
+        with np.errstate(invalid="ignore"):
+            testing.assert_close(problem, run(problem, x, w), x, w)
+
+
+@pytest.mark.parametrize(("extents", "filters"), SMALL[:3])
+def test_bits_of_small_planes_depend_on_neither_batch_nor_threads(extents, filters, monkeypatch):
+    rng = np.random.default_rng(0)
+    monkeypatch.setattr(depthwise, "_FEW", 70)
+    problem = small(extents, filters, 70)
+    x = rng.standard_normal(problem.x_shape, np.float32)
+    w = rng.standard_normal(problem.w_shape, np.float32)
+    expected = [run(small(extents, filters), image[None], w)[0] for image in x]
+    np.testing.assert_array_equal(run(problem, x, w), expected)
+    monkeypatch.setattr(depthwise, "_INLINE", 0.0)
+    for threads in (1, 2, 3):
+        cpu = Cpu(threads=threads)
+        for limit in (None, 3 * 70_000):
+            some = dataclasses.replace(problem, workspace_limit=limit)
+            assert depthwise._flat.__wrapped__(some, cpu).threads == threads
+            plan = choose("test", some, "numpy", cpu, "depthwise")
+            y = np.empty(problem.y_shape, np.float32)
+            depthwise.run(plan, x, w, None, y)
+            np.testing.assert_array_equal(y, expected)
+            assert plan.workspace_bytes <= (limit or plan.workspace_bytes)
 
 
 def run(problem, x, w):
