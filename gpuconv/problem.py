@@ -143,6 +143,10 @@ class ConvProblem:
         """The dtype of what the operation computes."""
         return self.dtype_of(self.roles[2])
 
+    def workspace_within(self, cap: int) -> int:
+        """Bytes of scratch memory an algorithm may use: `cap`, or the caller's lower limit."""
+        return cap if self.workspace_limit is None else min(cap, self.workspace_limit)
+
     @property
     def bias_channels(self) -> int:
         """How many elements a bias has: one per channel of the result."""

@@ -70,8 +70,7 @@ class Tiling:
 @lru_cache(maxsize=1024)
 def tilings(problem: ConvProblem, device: Any) -> tuple[Tiling, ...] | No:
     """One per class of the dilation; they do not depend on the batch."""
-    limit = WORKSPACE_CAP if problem.workspace_limit is None else problem.workspace_limit
-    limit = min(limit, WORKSPACE_CAP) - _filter_bytes(problem)
+    limit = problem.workspace_within(WORKSPACE_CAP) - _filter_bytes(problem)
     result = []
     for axes in planes.classes(problem):
         options = (

@@ -296,9 +296,7 @@ def _k_tiles(problem: ConvProblem) -> int:
 def _passes(problem: ConvProblem, device: Any) -> tuple[int, int]:
     """Into how many parts sums are split, and the images of one pass. The first knows no batch."""
     image_bytes = part_bytes(problem)
-    limit = _WORKSPACE
-    if problem.workspace_limit is not None:
-        limit = min(limit, problem.workspace_limit)
+    limit = problem.workspace_within(_WORKSPACE)
     blocks = (
         problem.groups
         * -(-problem.group_out_channels // MEDIUM.rows)

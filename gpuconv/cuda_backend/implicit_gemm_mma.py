@@ -314,11 +314,9 @@ def _parts(problem: ConvProblem, device: Any) -> int:
 
 def _images(problem: ConvProblem, device: Any) -> int:
     """How many images' parts fit the workspace."""
-    limit = _WORKSPACE
-    if problem.workspace_limit is not None:
-        limit = min(limit, problem.workspace_limit)
-        if _packs(problem):
-            limit -= filter_bytes(problem)
+    limit = problem.workspace_within(_WORKSPACE)
+    if problem.workspace_limit is not None and _packs(problem):
+        limit -= filter_bytes(problem)
     return limit // (_parts(problem, device) * part_bytes(problem))
 
 

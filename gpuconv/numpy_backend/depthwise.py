@@ -234,8 +234,7 @@ class Tiling:
 @lru_cache(maxsize=1024)
 def tilings(problem: ConvProblem, device: Cpu) -> tuple[Tiling, ...]:
     """One per class of the dilation; no sum depends on the batch, as bits would then."""
-    limit = WORKSPACE_CAP if problem.workspace_limit is None else problem.workspace_limit
-    limit = (min(limit, WORKSPACE_CAP) - ALIGN) // device.threads
+    limit = (problem.workspace_within(WORKSPACE_CAP) - ALIGN) // device.threads
     return tuple(_fit(axes, problem, device, limit) for axes in planes.classes(problem))
 
 
@@ -406,8 +405,7 @@ def _flat(problem: ConvProblem, device: Cpu) -> Flat | None:
     flat = Flat(axes[0], accumulator.itemsize)
     if flat.size * flat.taps * flat.itemsize > _FLAT:
         return None
-    limit = WORKSPACE_CAP if problem.workspace_limit is None else problem.workspace_limit
-    limit = min(limit, WORKSPACE_CAP) - ALIGN
+    limit = problem.workspace_within(WORKSPACE_CAP) - ALIGN
     if flat.scratch > limit:
         return None
     parallel = problem.batch * flat.seconds > _INLINE

@@ -94,8 +94,8 @@ def tile_lengths(axis: Axis) -> list[int]:
 @lru_cache(maxsize=1024)
 def tilings(problem: ConvProblem, device: Cpu) -> tuple[Tiling, ...] | No:
     """One per class of the dilation; they do not depend on the batch."""
-    limit = WORKSPACE_CAP if problem.workspace_limit is None else problem.workspace_limit
-    limit = min(limit, WORKSPACE_CAP) - device.threads * _BUFFERS - math.prod(problem.w_shape) * 16
+    limit = problem.workspace_within(WORKSPACE_CAP)
+    limit -= device.threads * _BUFFERS + math.prod(problem.w_shape) * 16
     result = []
     for axes in planes.classes(problem):
         best: Tiling | None = None

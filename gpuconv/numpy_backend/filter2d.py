@@ -191,8 +191,7 @@ class Tiling:
 @lru_cache(maxsize=1024)
 def tilings(problem: ConvProblem, device: Cpu, passes: bool = False) -> tuple[Tiling, ...]:
     """One per class of the dilation. Nothing that decides bits depends on the batch."""
-    limit = WORKSPACE_CAP if problem.workspace_limit is None else problem.workspace_limit
-    limit = (min(limit, WORKSPACE_CAP) - ALIGN) // device.threads
+    limit = (problem.workspace_within(WORKSPACE_CAP) - ALIGN) // device.threads
     orders: tuple[Order, ...] = ("passes",) if passes else ("phases", "copies")
     return tuple(_fit(axes, problem, device, orders, limit) for axes in planes.classes(problem))
 

@@ -88,9 +88,7 @@ def workspace(problem: ConvProblem, device: Cpu) -> int:
 def _tiling(problem: ConvProblem, device: Cpu) -> Tiling:
     """The largest blocks that stay in cache, made smaller until they fit the workspace limit."""
     itemsize = gemm.itemsize(problem)
-    limit = WORKSPACE_CAP
-    if problem.workspace_limit is not None:
-        limit = min(limit, problem.workspace_limit)
+    limit = problem.workspace_within(WORKSPACE_CAP)
     depth = problem.reduction * problem.groups
     filters = problem.out_channels
     weights = max(limit // 4 // itemsize, 1)

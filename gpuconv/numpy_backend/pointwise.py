@@ -64,9 +64,7 @@ def workspace(problem: ConvProblem, device: Cpu) -> int:
 @lru_cache(maxsize=1024)
 def _tiling(problem: ConvProblem, device: Cpu) -> _Tiling:
     itemsize = gemm.itemsize(problem)
-    limit = WORKSPACE_CAP
-    if problem.workspace_limit is not None:
-        limit = min(limit, problem.workspace_limit)
+    limit = problem.workspace_within(WORKSPACE_CAP)
     channels = problem.in_channels + problem.out_channels
     pixels = max(_BLOCK_BYTES // (channels * itemsize), _FEWEST_PIXELS)
     threads = device.threads if problem.flops > gemm.WORTH_THREADS else 1

@@ -121,9 +121,7 @@ def _blocks(problem: ConvProblem, cut: _Tiling) -> int:
 def _tiling(problem: ConvProblem, device: Cpu) -> _Tiling:
     """The largest blocks that stay in cache, made smaller until they fit the workspace limit."""
     itemsize = gemm.itemsize(problem)
-    limit = WORKSPACE_CAP
-    if problem.workspace_limit is not None:
-        limit = min(limit, problem.workspace_limit)
+    limit = problem.workspace_within(WORKSPACE_CAP)
     threads = device.threads if problem.flops > _WORTH_THREADS else 1
     per_pixel = problem.reduction // problem.filter[0] + 2 * problem.group_out_channels
     pixels = max(_BLOCK_BYTES // (per_pixel * itemsize), 1)

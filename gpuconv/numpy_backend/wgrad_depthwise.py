@@ -106,9 +106,7 @@ def workspace(problem: ConvProblem, device: Cpu) -> int:
 
 @lru_cache(maxsize=1024)
 def _tiling(problem: ConvProblem, device: Cpu) -> Tiling:
-    limit = WORKSPACE_CAP
-    if problem.workspace_limit is not None:
-        limit = min(limit, problem.workspace_limit)
+    limit = problem.workspace_within(WORKSPACE_CAP)
     work = max(problem.flops, problem.bytes_moved)
     threads = device.threads if work > _WORTH_THREADS else 1
     cut = Tiling(1, 1, problem.output, 1, threads)

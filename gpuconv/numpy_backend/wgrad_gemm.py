@@ -103,9 +103,7 @@ def workspace(problem: ConvProblem, device: Cpu) -> int:
 
 @lru_cache(maxsize=1024)
 def _tiling(problem: ConvProblem, device: Cpu) -> Tiling:
-    limit = WORKSPACE_CAP
-    if problem.workspace_limit is not None:
-        limit = min(limit, problem.workspace_limit)
+    limit = problem.workspace_within(WORKSPACE_CAP)
     taps = math.prod(problem.filter)
     channels = _even(problem.group_in_channels, max(_ROWS // taps, 1))
     groups = _even(problem.groups, max(_ROWS // (taps * channels), 1))

@@ -122,9 +122,7 @@ def workspace(problem: ConvProblem, device: Cpu) -> int:
 @lru_cache(maxsize=1024)
 def _tiling(problem: ConvProblem, device: Cpu) -> _Tiling:
     itemsize = gemm.itemsize(problem)
-    limit = WORKSPACE_CAP
-    if problem.workspace_limit is not None:
-        limit = min(limit, problem.workspace_limit)
+    limit = problem.workspace_within(WORKSPACE_CAP)
     channels = problem.in_channels
     filters = problem.out_channels
     while _IN * _IN * channels * filters * itemsize > limit // 3 and filters > 3:
