@@ -60,6 +60,7 @@ def conv1d(
     array([[[0.04, 0.2 , 0.37, 0.3 , 0.09]]])
     """
     return _conv(
+        described,
         "conv1d",
         1,
         x,
@@ -168,6 +169,7 @@ def conv2d(
     (1, 1, 2, 2)
     """
     return _conv(
+        described,
         "conv2d",
         2,
         x,
@@ -219,6 +221,7 @@ def conv3d(
     (1, 4, 5, 6, 7)
     """
     return _conv(
+        described,
         "conv3d",
         3,
         x,
@@ -270,7 +273,8 @@ def conv_transpose1d(
     >>> gpuconv.conv_transpose1d(x, np.array([[[1.0, 1.0, 0.5]]]), stride=2)
     array([[[1. , 1. , 2.5, 2. , 4. , 3. , 1.5]]])
     """
-    return _conv_transpose(
+    return _conv(
+        described_transpose,
         "conv_transpose1d",
         1,
         x,
@@ -362,7 +366,8 @@ def conv_transpose2d(
              [3., 3., 4., 4.],
              [3., 3., 4., 4.]]]])
     """
-    return _conv_transpose(
+    return _conv(
+        described_transpose,
         "conv_transpose2d",
         2,
         x,
@@ -413,7 +418,8 @@ def conv_transpose3d(
     >>> gpuconv.conv_transpose3d(x, np.ones((2, 4, 2, 2, 2), np.float32), stride=2).shape
     (1, 4, 6, 8, 10)
     """
-    return _conv_transpose(
+    return _conv(
+        described_transpose,
         "conv_transpose3d",
         3,
         x,
@@ -680,10 +686,7 @@ def _key(
     arrays = signature(x, w, bias, out)
     if arrays is None:
         return None
-    for name in _EXTENTS:
-        value = options.get(name, 1)
-        if type(value) is not int:
-            options[name] = freeze(function, name, value)
+    _freeze_extents(function, options)
     # 1 == 1.0 == True, which the checks tell apart.
     if type(options["groups"]) is not int or type(options["workspace_limit"]) not in _INTEGERS:
         return None
@@ -691,6 +694,7 @@ def _key(
 
 
 def _conv(
+    describe: Callable[..., ConvProblem],
     function: str,
     ndim: int,
     x: Any,
@@ -708,44 +712,7 @@ def _conv(
     if call is not None:
         return call(x, w, bias, out)
     operands = Operands(function, x=x, w=w, bias=bias, out=out)
-    problem = described(
-        function,
-        ndim,
-        operands.x.shape,
-        operands.w.shape,
-        operands.x.dtype,
-        operands.w.dtype,
-        bias=None if operands.bias is None else operands.bias.dtype,
-        channels_last=operands.memory_order(ndim, options["layout"]),
-        **options,
-    )
-    check_algorithm(function, algorithm)
-    plan = choose(function, problem, operands.backend, operands.device, algorithm, tuning.state())
-    return operands.run(plan, _calls, key)
-
-
-def _conv_transpose(
-    function: str,
-    ndim: int,
-    x: Any,
-    w: Any,
-    bias: Any,
-    out: Any,
-    algorithm: str,
-    **options: Any,
-) -> Any:
-    key = _key(function, x, w, bias, out, algorithm, options)
-    try:
-        call = _calls.get(key)
-    except TypeError:  # an option without a hash: the checks below say what is wrong with it
-        key = call = None
-    if call is not None:
-        return call(x, w, bias, out)
-    operands = Operands(function, x=x, w=w, bias=bias, out=out)
-    for name in ("stride", "padding", "output_padding", "dilation"):
-        if type(options[name]) is not int:
-            options[name] = freeze(function, name, options[name])
-    problem = _described_transpose(
+    problem = describe(
         function,
         ndim,
         operands.x.shape,
@@ -802,27 +769,27 @@ def _plan(
     return choose(function, problem, name, device, algorithm, tuning.state())
 
 
+def _freeze_extents(function: str, options: dict[str, Any]) -> None:
+    for name in _EXTENTS:
+        value = options.get(name, 1)
+        if type(value) is not int:
+            options[name] = freeze(function, name, value)
+
+
 def _remembered(describe: Callable[..., ConvProblem]) -> Callable[..., ConvProblem]:
     """`describe`, once for all calls with the same arguments."""
     once = lru_cache(maxsize=4096, typed=True)(describe)
 
-    def described(*args: Any, **options: Any) -> ConvProblem:
+    def described(function: str, ndim: int, *args: Any, **options: Any) -> ConvProblem:
+        _freeze_extents(function, options)
         try:
             hash((args, *options.values()))
         except TypeError:  # `describe` says what is wrong with them
-            return describe(*args, **options)
-        return once(*args, **options)
+            return describe(function, ndim, *args, **options)
+        return once(function, ndim, *args, **options)
 
     return described
 
 
-def described(function: str, ndim: int, *args: Any, **options: Any) -> ConvProblem:
-    """``problem.describe``, remembered by its arguments."""
-    for name in ("stride", "padding", "dilation"):
-        if type(options[name]) is not int:
-            options[name] = freeze(function, name, options[name])
-    return _described(function, ndim, *args, **options)
-
-
-_described = _remembered(describe)
-_described_transpose = _remembered(describe_transpose)
+described = _remembered(describe)
+described_transpose = _remembered(describe_transpose)
