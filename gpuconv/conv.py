@@ -680,7 +680,14 @@ _calls = Calls(1024)
 
 
 def _key(
-    function: str, x: Any, w: Any, bias: Any, out: Any, algorithm: str, options: dict[str, Any]
+    function: str,
+    shape: tuple[int, ...],
+    x: Any,
+    w: Any,
+    bias: Any,
+    out: Any,
+    algorithm: str,
+    options: dict[str, Any],
 ) -> Any:
     """All that decides how a call goes; None where that shows only at a closer look."""
     arrays = signature(x, w, bias, out)
@@ -690,7 +697,9 @@ def _key(
     # 1 == 1.0 == True, which the checks tell apart.
     if type(options["groups"]) is not int or type(options["workspace_limit"]) not in _INTEGERS:
         return None
-    return (function, algorithm, tuning.state(), *options.values(), arrays)
+    if not _integers(shape):
+        return None
+    return (function, shape, algorithm, tuning.state(), *options.values(), arrays)
 
 
 def _conv(
@@ -704,27 +713,51 @@ def _conv(
     algorithm: str,
     **options: Any,
 ) -> Any:
-    key = _key(function, x, w, bias, out, algorithm, options)
+    def problem(operands: Operands) -> ConvProblem:
+        return describe(
+            function,
+            ndim,
+            operands.x.shape,
+            operands.w.shape,
+            operands.x.dtype,
+            operands.w.dtype,
+            bias=None if operands.bias is None else operands.bias.dtype,
+            channels_last=operands.memory_order(ndim, options["layout"]),
+            **options,
+        )
+
+    return run(problem, function, x, w, bias, out, algorithm, options)
+
+
+def run(
+    problem: Callable[[Operands], ConvProblem],
+    function: str,
+    x: Any,
+    w: Any,
+    bias: Any,
+    out: Any,
+    algorithm: str,
+    options: dict[str, Any],
+    *,
+    shape: tuple[int, ...] = (),
+    names: tuple[str, str, str] = ("x", "w", "out"),
+) -> Any:
+    """Describe, plan and compute; or only compute, where a call with such arguments went before.
+
+    `problem` describes the operands; with them, `function`, `options` and `shape` (the shape that
+    a caller gives in place of an array) decide what it says.
+    """
+    key = _key(function, shape, x, w, bias, out, algorithm, options)
     try:
         call = _calls.get(key)
     except TypeError:  # an option without a hash: the checks below say what is wrong with it
         key = call = None
     if call is not None:
         return call(x, w, bias, out)
-    operands = Operands(function, x=x, w=w, bias=bias, out=out)
-    problem = describe(
-        function,
-        ndim,
-        operands.x.shape,
-        operands.w.shape,
-        operands.x.dtype,
-        operands.w.dtype,
-        bias=None if operands.bias is None else operands.bias.dtype,
-        channels_last=operands.memory_order(ndim, options["layout"]),
-        **options,
-    )
+    operands = Operands(function, x=x, w=w, bias=bias, out=out, names=names)
+    described = problem(operands)
     check_algorithm(function, algorithm)
-    plan = choose(function, problem, operands.backend, operands.device, algorithm, tuning.state())
+    plan = choose(function, described, operands.backend, operands.device, algorithm, tuning.state())
     return operands.run(plan, _calls, key)
 
 
@@ -780,15 +813,30 @@ def _remembered(describe: Callable[..., ConvProblem]) -> Callable[..., ConvProbl
     """`describe`, once for all calls with the same arguments."""
     once = lru_cache(maxsize=4096, typed=True)(describe)
 
-    def described(function: str, ndim: int, *args: Any, **options: Any) -> ConvProblem:
+    def described(
+        function: str,
+        ndim: int,
+        x_shape: tuple[int, ...],
+        w_shape: tuple[int, ...],
+        *dtypes: Any,
+        **options: Any,
+    ) -> ConvProblem:
         _freeze_extents(function, options)
+        args = (function, ndim, x_shape, w_shape, *dtypes)
+        if not _integers(x_shape) or not _integers(w_shape):
+            return describe(*args, **options)
         try:
-            hash((args, *options.values()))
+            hash((dtypes, *options.values()))
         except TypeError:  # `describe` says what is wrong with them
-            return describe(function, ndim, *args, **options)
-        return once(function, ndim, *args, **options)
+            return describe(*args, **options)
+        return once(*args, **options)
 
     return described
+
+
+def _integers(shape: tuple[int, ...]) -> bool:
+    """Of plain ones only: (7.0, True) == (7, 1), which the checks tell apart."""
+    return all(type(extent) is int for extent in shape)
 
 
 described = _remembered(describe)

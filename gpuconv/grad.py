@@ -21,10 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv import dtypes, tuning
-from gpuconv.conv import Padding, described
+from gpuconv import conv, dtypes
+from gpuconv.conv import Padding
 from gpuconv.execute import Operands
-from gpuconv.plan import check_algorithm, choose
 from gpuconv.problem import LAYOUTS, ConvProblem
 
 __all__ = [
@@ -458,20 +457,16 @@ def input_product(
     name: str, ndim: int, input_shape: Sequence[int], grad_output: Any, w: Any, **options: Any
 ) -> Any:
     """The gradient of x without a conjugate, bilinear: what the bridges differentiate again."""
-    options = {"dtype": None, **options}
-    return _input(
-        f"{name}_input", ndim, input_shape, w, grad_output, None, "auto", False, **options
-    )
+    options = {"dtype": None, "conjugate": False, **options}
+    return _input(f"{name}_input", ndim, input_shape, w, grad_output, None, "auto", **options)
 
 
 def weight_product(
     name: str, ndim: int, weight_shape: Sequence[int], x: Any, grad_output: Any, **options: Any
 ) -> Any:
     """The gradient of w without a conjugate."""
-    options = {"dtype": None, **options}
-    return _weight(
-        f"{name}_weight", ndim, x, weight_shape, grad_output, None, "auto", False, **options
-    )
+    options = {"dtype": None, "conjugate": False, **options}
+    return _weight(f"{name}_weight", ndim, x, weight_shape, grad_output, None, "auto", **options)
 
 
 def _input(
@@ -482,27 +477,30 @@ def _input(
     grad_output: Any,
     out: Any,
     algorithm: str,
-    conjugate: bool = True,
     **options: Any,
 ) -> Any:
-    operands = Operands(function, x=grad_output, w=w, out=out, names=("grad_output", "w", "out"))
-    problem = described(
-        function,
-        ndim,
-        _shape(function, "input_shape", input_shape),
-        operands.w.shape,
-        operands.x.dtype,
-        operands.w.dtype,
-        channels_last=operands.memory_order(ndim, options["layout"]),
-        operation="dgrad",
-        conjugate=conjugate,
-        names=("input_shape", "w"),
-        **options,
+    shape = _shape(function, "input_shape", input_shape)
+
+    def problem(operands: Operands) -> ConvProblem:
+        described = conv.described(
+            function,
+            ndim,
+            shape,
+            operands.w.shape,
+            operands.x.dtype,
+            operands.w.dtype,
+            channels_last=operands.memory_order(ndim, options["layout"]),
+            operation="dgrad",
+            names=("input_shape", "w"),
+            **options,
+        )
+        _same_batch(function, described, "input_shape", operands.x)
+        return described
+
+    names = "grad_output", "w", "out"
+    return conv.run(
+        problem, function, grad_output, w, None, out, algorithm, options, shape=shape, names=names
     )
-    _same_batch(function, problem, "input_shape", operands.x)
-    check_algorithm(function, algorithm)
-    plan = choose(function, problem, operands.backend, operands.device, algorithm, tuning.state())
-    return operands.run(plan)
 
 
 def _weight(
@@ -513,27 +511,30 @@ def _weight(
     grad_output: Any,
     out: Any,
     algorithm: str,
-    conjugate: bool = True,
     **options: Any,
 ) -> Any:
-    operands = Operands(function, x=x, w=grad_output, out=out, names=("x", "grad_output", "out"))
-    problem = described(
-        function,
-        ndim,
-        operands.x.shape,
-        _shape(function, "weight_shape", weight_shape),
-        operands.x.dtype,
-        operands.w.dtype,
-        channels_last=operands.memory_order(ndim, options["layout"]),
-        operation="wgrad",
-        conjugate=conjugate,
-        names=("x", "weight_shape"),
-        **options,
+    shape = _shape(function, "weight_shape", weight_shape)
+
+    def problem(operands: Operands) -> ConvProblem:
+        described = conv.described(
+            function,
+            ndim,
+            operands.x.shape,
+            shape,
+            operands.x.dtype,
+            operands.w.dtype,
+            channels_last=operands.memory_order(ndim, options["layout"]),
+            operation="wgrad",
+            names=("x", "weight_shape"),
+            **options,
+        )
+        _same_batch(function, described, "x", operands.w)
+        return described
+
+    names = "x", "grad_output", "out"
+    return conv.run(
+        problem, function, x, grad_output, None, out, algorithm, options, shape=shape, names=names
     )
-    _same_batch(function, problem, "x", operands.w)
-    check_algorithm(function, algorithm)
-    plan = choose(function, problem, operands.backend, operands.device, algorithm, tuning.state())
-    return operands.run(plan)
 
 
 def _bias(function: str, ndim: int, grad_output: Any, layout: str, dtype: Any) -> Any:

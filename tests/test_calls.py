@@ -53,6 +53,10 @@ CALLS: dict[str, Callable[[Any, Any], Any]] = {
     "conv_transpose2d": lambda x, w: gpuconv.conv_transpose2d(
         x, w.transpose(1, 0, 2, 3), stride=2, output_padding=1
     ),
+    "conv2d_input": lambda x, w: gpuconv.grad.conv2d_input(
+        (2, 4, 8, 9), w.transpose(1, 0, 2, 3), x, padding="same"
+    ),
+    "conv2d_weight": lambda x, w: gpuconv.grad.conv2d_weight(x, (3, 3, 3, 3), x[..., 2:, 2:]),
 }
 
 
@@ -113,6 +117,15 @@ def test_options_without_a_hash_are_named(option: str, value: Any) -> None:
     if option != "padding_mode":
         with pytest.raises((TypeError, ValueError), match=f"conv_transpose2d: {option} "):
             gpuconv.conv_transpose2d(grad, W, **{option: value})
+
+
+def test_a_gradient_keeps_its_shape_apart() -> None:
+    grad = gpuconv.conv2d(X, W, stride=2)
+    for height in (7, 8, 7):
+        dx = gpuconv.grad.conv2d_input((2, 3, height, 9), W, grad, stride=2)
+        assert dx.shape == (2, 3, height, 9)
+    with pytest.raises(TypeError, match="conv2d_input: input_shape takes an integer"):
+        gpuconv.grad.conv2d_input((2, 3, 7.0, 9), W, grad, stride=2)
 
 
 def test_gradients_of_a_plan() -> None:
