@@ -1,26 +1,30 @@
 """Documents as the Markdown tables that README shows, numbers and words as they stand there.
 
-A number is gpuconv's speed over the other's. The networks' layers stand beside the best peer of
-each, forward and backward; pictures and signals beside every library.
+A number is gpuconv's speed over the other's. The suites and the networks' layers stand beside the
+best peer of each row, forward and backward; pictures and signals beside every library.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from bench.report import best_ratio, doubts, geomean, operation
+from bench.report import best_ratio, choices, doubts, geomean, operation
 from bench.run import Document
 from bench.suites import SUITES
 
 Entry = dict[str, Any]
 
 WORDS = {"fprop": "forward", "dgrad": "input gradient", "wgrad": "weight gradient"}
+# What gpuconv itself runs as where a column is not of its time on channels-first memory.
+OURS = {"both channels last": "gpuconv_last"}
 # The columns: of several ways of calling a library its fastest counts, by name where it has one.
 LIBRARIES = {
     "torch, NCHW": {"torch": "", "torch_bm": ""},
     "torch, channels last": {"torch_last": "", "torch_last_bm": ""},
+    "both channels last": {"torch_last": "", "torch_last_bm": ""},
     "JAX": {"jax": ""},
     "OpenCV": {"opencv": "filter2D", "opencv_sep": "sepFilter2D"},
     "SciPy": {
@@ -54,6 +58,8 @@ def table(documents: Sequence[Document]) -> str:
         layers = [entry for entry in entries if not _plane(entry)]
         planes = [entry for entry in entries if _plane(entry)]
         parts += [*map(_measured, some), _means(layers, planes)]
+        if len({entry["suite"] for entry in entries} - {"sample"}) > 1:
+            parts += _suites(entries, some)
         parts += [_layers(layers)] if layers else []
         parts += [_planes(planes)] if planes else []
     return "\n\n".join(parts)
@@ -89,8 +95,8 @@ def _means(layers: Sequence[Entry], planes: Sequence[Entry]) -> str:
         [
             group,
             str(len(entries)),
-            _number(geomean(filter(None, map(best_ratio, entries)))),
-            *(_number(geomean(r for e in entries for r, _ in _against(e, n))) for n in names),
+            _number(_mean(entries)),
+            *(_number(_mean_against(entries, name)) for name in names),
         ]
         for group, entries in groups.items()
         if entries
@@ -98,17 +104,74 @@ def _means(layers: Sequence[Entry], planes: Sequence[Entry]) -> str:
     return _markdown(["geometric mean", "rows", "best of all", *names], lines)
 
 
+def _suites(entries: Sequence[Entry], documents: Sequence[Document]) -> list[str]:
+    """A line per suite: of networks against the best peer of each layer, of others per library.
+
+    The last column says on how many rows "auto" was within 10% of the fastest algorithm, where all
+    were timed.
+    """
+    good: dict[str, list[bool]] = {}
+    for choice in (choice for document in documents for choice in choices(document)):
+        good.setdefault(choice.key.partition("/")[0], []).append(choice.good)
+    networks: dict[str, list[Entry]] = {}
+    others: dict[str, list[Entry]] = {}
+    for entry in entries:
+        kind = networks if SUITES[entry["suite"]].kind == "network" else others
+        kind.setdefault(entry["suite"], []).append(entry)
+    columns = _columns(itertools.chain(*networks.values()))
+    libraries = _libraries(itertools.chain(*others.values()))
+
+    def line(suite: str, rows: list[Entry], numbers: list[float | None]) -> list[str]:
+        own = good.get(suite)
+        last = [f"{sum(own)} of {len(own)}" if own else ""] * bool(good)
+        title = SUITES[suite].title.partition(",")[0]
+        return [title, str(len(rows)), *map(_number, numbers), *last]
+
+    last = ['"auto" within 10%'] * bool(good)
+    tables = []
+    if networks:
+        words = [f"{WORDS[kind]}, batch {batch}" for kind, batch in columns]
+        lines = [
+            line(suite, rows, [_mean(e for e in rows if _column(e) == c) for c in columns])
+            for suite, rows in networks.items()
+        ]
+        tables.append(_markdown(["network", "rows", *words, *last], lines))
+    if others:
+        lines = [
+            line(suite, rows, [_mean(rows), *(_mean_against(rows, name) for name in libraries)])
+            for suite, rows in others.items()
+        ]
+        head = ["pictures and signals", "rows", "best of all", *libraries, *last]
+        tables.append(_markdown(head, lines))
+    return tables
+
+
+def _mean(entries: Iterable[Entry]) -> float | None:
+    """Against the best peer of each row."""
+    return geomean(filter(None, map(best_ratio, entries)))
+
+
+def _mean_against(entries: Iterable[Entry], library: str) -> float | None:
+    return geomean(ratio for entry in entries for ratio, _ in _against(entry, library))
+
+
+def _column(entry: Entry) -> tuple[str, int]:
+    return operation(entry), entry["batch"]
+
+
+def _columns(entries: Iterable[Entry]) -> list[tuple[str, int]]:
+    """The operations and batches that occur, in the order of README's tables."""
+    found = {_column(entry) for entry in entries}
+    return sorted(found, key=lambda column: (list(WORDS).index(column[0]), column[1]))
+
+
 def _layers(entries: Sequence[Entry]) -> str:
     """A line per layer, a column per operation and batch, against the best peer of each."""
-    columns = [
-        (kind, batch)
-        for kind in WORDS
-        for batch in sorted({e["batch"] for e in entries if operation(e) == kind})
-    ]
+    columns = _columns(entries)
     rows: dict[tuple[str, str], dict[tuple[str, int], Entry]] = {}
     for entry in entries:
         row = rows.setdefault((entry["suite"], entry["name"]), {})
-        row[operation(entry), entry["batch"]] = entry
+        row[_column(entry)] = entry
     lines = [
         [
             title(next(iter(row.values()))),
@@ -176,8 +239,11 @@ def _libraries(entries: Iterable[Entry]) -> list[str]:
 
 def _against(entry: Entry, library: str) -> list[tuple[float, str]]:
     """The ratio against the library, with the name of its fastest function; nothing without one."""
+    ours = entry["cells"].get(OURS.get(library, "gpuconv"), {}).get("ratio")
+    if ours is None:
+        return []
     found = [
-        (float(cell["ratio"][1]), called)
+        (float(cell["ratio"][1]) / float(ours[1]), called)
         for peer, called in LIBRARIES[library].items()
         if "ratio" in (cell := entry["cells"].get(peer, {}))
     ]

@@ -66,7 +66,9 @@ def test_tables_of_two_files() -> None:
         result(row("resnet50", "layer1.0.conv2", operation="wgrad"), 0.25),
     )
     backward["rows"].append({**backward["rows"][0], "key": "b", "cells": {"gpuconv": {}}})
-    means, layers, planes = markdown.table([forward, backward]).split("\n\n")[2:]
+    parts = markdown.table([forward, backward]).split("\n\n")[2:]
+    means, networks, pictures, layers, planes = parts
+    assert len(networks.splitlines()) == len(pictures.splitlines()) == 3
     assert means.splitlines()[2:] == [
         "| forward, batch 1 | 1 | 0.50 | 1.50 | 0.50 | | |",
         "| forward, batch 32 | 1 | 3.0 | 3.0 | | | |",
@@ -83,6 +85,32 @@ def test_tables_of_two_files() -> None:
     ]
     assert planes.splitlines()[2:] == [
         "| 512x512 7x7 | 20 | 8.0 (`filter2D`) | 1.11 (`fftconvolve`) |"
+    ]
+
+
+def test_suites_and_the_choice_of_algorithms() -> None:
+    last = {"gpuconv_last": cell(0.5, 1.0), "gpuconv.direct": cell(0.8, 1.0)}
+    entry = result(row("vgg16", "conv1_2"), 1.0, torch_last=2.0)
+    entry["cells"] |= last
+    rows = document(
+        entry,
+        result(row("resnet50", "conv1"), 4.0),
+        result(row("resnet50", "conv1", operation="wgrad"), 0.5),
+        result(row("filters", "512x512 7x7"), 24.0, opencv=9.0),
+        result(row("filters", "512x512 3x3"), 6.0, opencv=1.0),
+    )
+    rows["algorithms"] = 4.0
+    means, networks, others = markdown.table([rows]).split("\n\n")[1:4]
+    assert "| both channels last |" in means.splitlines()[0]
+    assert means.splitlines()[2] == "| forward, batch 1 | 2 | 2.0 | 2.0 | 2.0 | 4.0 | |"
+    assert networks.splitlines() == [
+        '| network | rows | forward, batch 1 | weight gradient, batch 1 | "auto" within 10% |',
+        "| --- | --- | --- | --- | --- |",
+        "| VGG-16 | 1 | 1.00 | | 0 of 1 |",
+        "| ResNet-50 | 2 | 4.0 | 0.50 | 2 of 2 |",
+    ]
+    assert others.splitlines()[2:] == [
+        "| Pictures under one dense filter | 2 | 3.0 | 12 | 3.0 | 2 of 2 |"
     ]
 
 
