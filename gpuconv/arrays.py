@@ -34,6 +34,10 @@ class Library:
     def shape(self, x: Any) -> tuple[int, ...]:
         return tuple(x.shape)
 
+    def strides(self, x: Any) -> tuple[int, ...]:
+        """How far apart neighbours lie along each axis."""
+        return tuple(x.strides)
+
     def to_host(self, x: Any) -> HostArray:
         """A NumPy array of x's memory."""
         return np.asarray(x)
@@ -66,6 +70,9 @@ class _Torch(Library):
 
     def dtype(self, x: Any) -> str:
         return str(x.dtype).removeprefix("torch.")
+
+    def strides(self, x: Any) -> tuple[int, ...]:
+        return tuple(x.stride()) if x.layout is sys.modules["torch"].strided else (1,) * x.ndim
 
     def _plain(self, x: Any) -> Any:
         """x without autograd, and without the bits that say "conjugate me when you read me"."""
@@ -110,6 +117,11 @@ class _Jax(Library):
     name = "jax"
 
     def device(self, x: Any) -> str:
+        if isinstance(x, sys.modules["jax"].core.Tracer):
+            raise TypeError(
+                "a JAX tracer, which has no values: under jax.jit, jax.grad or jax.vmap call "
+                "gpuconv.jax's functions"
+            )
         platforms = {d.platform for d in x.devices()}
         if platforms == {"cpu"}:
             return "cpu"
@@ -129,8 +141,11 @@ class _Jax(Library):
         return cupy.from_dlpack(x)
 
     def from_cuda(self, y: Any, like: Any) -> Any:
-        # JAX adopts row-major memory alone.
-        y = sys.modules["cupy"].ascontiguousarray(y)
+        cupy = sys.modules["cupy"]
+        y = cupy.ascontiguousarray(y)  # JAX adopts row-major memory alone
+        # JAX gives the memory of an array that is dropped to the next, whether or not CuPy's stream
+        # has read it.
+        cupy.cuda.get_current_stream().synchronize()
         return sys.modules["jax"].numpy.from_dlpack(y)
 
     def check_result(self, dtype: dtypes.DType) -> None:
@@ -143,6 +158,11 @@ class _Jax(Library):
 
     def writable(self, out: Any) -> bool:
         return False
+
+
+def _lies_on_host(x: Any) -> bool:
+    """Whether NumPy can look at what a DLPack library holds."""
+    return bool(x.__dlpack_device__()[0] == 1)
 
 
 class _DLPack(Library):
@@ -158,6 +178,9 @@ class _DLPack(Library):
         kind, index = x.__dlpack_device__()
         return "cpu" if kind == 1 else f"cuda:{index}" if kind == 2 else f"DLPack {kind}:{index}"
 
+    def strides(self, x: Any) -> tuple[int, ...]:
+        return np.from_dlpack(x).strides if _lies_on_host(x) else (1,) * len(x.shape)
+
     def to_host(self, x: Any) -> HostArray:
         return np.from_dlpack(x)
 
@@ -165,7 +188,26 @@ class _DLPack(Library):
         return like.__array_namespace__().from_dlpack(y)
 
     def writable(self, out: Any) -> bool:
-        return bool(np.from_dlpack(out).flags.writeable)
+        return not _lies_on_host(out) or bool(np.from_dlpack(out).flags.writeable)
+
+
+class _Exporter(_DLPack):
+    """Objects with DLPack and nothing else: what comes back is of NumPy, or of CuPy on a GPU."""
+
+    def dtype(self, x: Any) -> Any:
+        return np.from_dlpack(x).dtype
+
+    def shape(self, x: Any) -> tuple[int, ...]:
+        return np.from_dlpack(x).shape
+
+    def from_host(self, y: HostArray, like: Any) -> Any:
+        return y
+
+    def from_cuda(self, y: Any, like: Any) -> Any:
+        return y
+
+    def writable(self, out: Any) -> bool:
+        return out.__dlpack_device__()[0] == 1 and super().writable(out)
 
 
 class _Cupy(Library):
@@ -208,9 +250,10 @@ def _library_of_type(cls: Any) -> Library | None:
         known = _KNOWN.get(base.__module__.partition(".")[0])
         if known is not None and hasattr(cls, "shape"):  # else a dtype or a device of it
             return known
-    if hasattr(cls, "__array_namespace__") and hasattr(cls, "__dlpack__"):
-        return _DLPack(cls.__module__.partition(".")[0])
-    return None
+    if not hasattr(cls, "__dlpack__"):
+        return None
+    library = _DLPack if hasattr(cls, "__array_namespace__") else _Exporter
+    return library(cls.__module__.partition(".")[0])
 
 
 @lru_cache(maxsize=256)
@@ -235,7 +278,7 @@ def library_of(function: str, name: str, x: Any) -> Library:
             "a masked array, whose mask a convolution cannot honour: fill it first"
             if isinstance(x, np.ma.MaskedArray)
             else f"a {type(x).__module__}.{type(x).__name__}; it takes an array "
-            f"(NumPy, CuPy, torch, JAX, or any with __array_namespace__ and DLPack)"
+            f"(NumPy, CuPy, torch, JAX, or any with DLPack)"
         ).replace("a builtins.", "a ")
         raise TypeError(f"{function}: {name} is {what}")
     return library
@@ -246,7 +289,10 @@ def same_library(function: str, arrays: dict[str, Any]) -> tuple[Library, str]:
     first: tuple[str, Library, str] | None = None
     for name, array in arrays.items():
         library = library_of(function, name, array)
-        device = library.device(array)
+        try:
+            device = library.device(array)
+        except TypeError as error:
+            raise TypeError(f"{function}: {name} is {error}") from None
         if first is None:
             first = (name, library, device)
         elif first[1] is not library or first[2] != device:

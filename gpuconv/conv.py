@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from types import NoneType
 from typing import Any
+
+import numpy as np
 
 from gpuconv import backends, tuning
 from gpuconv.calls import Calls, signature
@@ -18,6 +21,7 @@ from gpuconv.problem import (
     LAYOUTS,
     ConvProblem,
     Operation,
+    as_shape,
     describe,
     describe_transpose,
     freeze,
@@ -125,7 +129,8 @@ def conv2d(
         The result's type. Left out: the promoted type of x and w for floating and complex types
         (an integer beside a float takes the float's), int64 or uint64 for integers and bool. Sums
         run in float32 for 16-bit floats, exactly in 64 bits for integers, else in the type itself.
-        A wider `dtype` widens the sums too.
+        A wider `dtype` widens the sums too; of a narrower integer type, results are the sums' low
+        bits, as NumPy converts.
     precision : "ieee", "tf32" or "tf32x3"
         How a GPU may compute float32 products; "ieee" is full float32.
     algorithm : "auto" or a name out of ``plan_conv2d(...).candidates``
@@ -652,17 +657,19 @@ def conv_output_shape(
     (32, 64, 112, 112)
     """
     function = "conv_output_shape"
+    x_shape = as_shape(function, "x_shape", x_shape)
+    w_shape = as_shape(function, "w_shape", w_shape)
     ndim = len(w_shape) - 2
     if ndim not in LAYOUTS:
         raise ValueError(
-            f"{function}: w_shape {tuple(w_shape)} is {len(w_shape)}-D; it takes (K, C/groups, S), "
+            f"{function}: w_shape {w_shape} is {len(w_shape)}-D; it takes (K, C/groups, S), "
             f"(K, C/groups, R, S) or (K, C/groups, T, R, S)"
         )
     problem = described(
         function,
         ndim,
-        tuple(x_shape),
-        tuple(w_shape),
+        x_shape,
+        w_shape,
         "float32",
         "float32",
         stride=stride,
@@ -778,6 +785,11 @@ def _plan(
             f"{function}: dtype is one dtype, the pair (x's, w's), or the triple (x's, w's, the "
             f"result's); got {dtype!r}"
         )
+    if not isinstance(bias, (int, np.bool_, NoneType)):
+        raise TypeError(
+            f"{function}: bias says whether there will be one, True or False; "
+            f"got {bias!r} ({type(bias).__name__})"
+        )
     if bias and options["operation"] != "fprop":
         raise ValueError(
             f"{function}: operation={options['operation']!r} takes no bias; its gradient is "
@@ -786,8 +798,8 @@ def _plan(
     problem = described(
         function,
         ndim,
-        tuple(x_shape),
-        tuple(w_shape),
+        as_shape(function, "x_shape", x_shape),
+        as_shape(function, "w_shape", w_shape),
         *dtypes[:2],
         dtype=dtypes[2] if len(dtypes) == 3 else None,
         bias=True if bias else None,

@@ -47,6 +47,9 @@ class DType:
     def __repr__(self) -> str:
         return f"DType({self.name!r})"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return of, (self.name,)  # the one instance, in any process
+
 
 BOOL = DType("bool", "b", 1)
 INT8, INT16, INT32, INT64 = (DType(f"int{8 * n}", "i", n) for n in (1, 2, 4, 8))
@@ -91,6 +94,8 @@ def of(spec: Any) -> DType:
     name = spec if isinstance(spec, str) else None
     if name not in _BY_NAME:
         try:
+            if spec is None:  # NumPy's float64
+                raise TypeError
             name = np.dtype(spec).name
         except TypeError:
             name = str(spec).rsplit(".", 1)[-1].rstrip("'>")

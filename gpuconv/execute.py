@@ -45,9 +45,7 @@ class Operands:
         optional = {"bias": None, names[1]: NOT_GIVEN, names[2]: None}
         present = {n: a for n, a in given.items() if n not in optional or a is not optional[n]}
         self.library, place = arrays.same_library(function, present)
-        own = "numpy" if place == "cpu" else "cuda"
-        forced = backends.forced_backend()
-        self.backend = forced or own
+        self.backend = backends.forced_backend() or self._own_backend(place)
         if backend is not None and backend != self.backend:
             raise TypeError(
                 f"{function}: the plan is for the backend {backend!r}, but the arrays are of "
@@ -56,17 +54,48 @@ class Operands:
             )
         self.like, self.out_given = x, out
         self._given = x, w, bias
-        if out is not None and not self.library.writable(out):
-            raise ValueError(f"{function}: {names[2]} is a read-only {self.library.name} array")
+        if out is not None:
+            self._check_writable(out)
         module = backends.backend(self.backend)
         self._module = module
         self.device = module.device(place)
+        self.x = self._take(names[0], x)
+        self.w: Any = None if w is NOT_GIVEN else self._take(names[1], w)
+        self.bias = None if bias is None else self._take("bias", bias)
+
+    def _own_backend(self, place: str) -> str:
+        """The backend that computes where the arrays lie."""
+        if place == "cpu":
+            return "numpy"
+        if place.startswith("cuda"):
+            return "cuda"
+        raise TypeError(
+            f"{self.function}: {self.names[0]} is of {self.library.name} on {place}, which no "
+            f"backend computes on; bring it to the CPU or a CUDA device"
+        )
+
+    def _check_writable(self, out: Any) -> None:
+        name, library = self.names[2], self.library
+        if not library.writable(out):
+            raise ValueError(f"{self.function}: {name} is a read-only {library.name} array")
+        strides = library.strides(out)
+        if any(s == 0 and n > 1 for s, n in zip(strides, library.shape(out), strict=True)):
+            raise ValueError(
+                f"{self.function}: {name} has strides {strides}, which make one place in memory "
+                f"of several elements; it takes an array with a place for each"
+            )
+
+    def _take(self, name: str, array: Any) -> Any:
         try:
-            self.x = module.take(x, self.library, self.device)
-            self.w: Any = None if w is NOT_GIVEN else module.take(w, self.library, self.device)
-            self.bias = None if bias is None else module.take(bias, self.library, self.device)
+            return self._module.take(array, self.library, self.device)
         except TypeError as error:
-            raise TypeError(f"{function}: {error}") from error
+            raise TypeError(f"{self.function}: {name}: {error}") from error
+
+    def _take_out(self) -> Any:
+        try:
+            return self._module.take_out(self.out_given, self.library, self.device)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{self.function}: {self.names[2]}: {error}") from error
 
     def run(self, plan: Plan, calls: Calls | None = None, key: Signature | None = None) -> Any:
         """Check the arrays against `plan`, compute, and hand the result to the caller's library.
@@ -84,7 +113,7 @@ class Operands:
                 for array, role in zip((self.x, self.w), problem.roles, strict=False)
             )
             is_filter = problem.roles[2] == "w"
-            out = self._module.take_out(self.out_given, self.library, self.device)
+            out = self._take_out()
             if out is None:
                 y = self.compute(plan, x, w, self.bias)
                 result = self.give(y if is_filter else as_layout(y, axes_last, batched))
@@ -172,7 +201,7 @@ class Operands:
 
     def deliver(self, result: Any) -> Any:
         """The same, written to the caller's `out` where that was given."""
-        out = self._module.take_out(self.out_given, self.library, self.device)
+        out = self._take_out()
         if out is None:
             return self.give(result)
         out[...] = result
@@ -239,10 +268,11 @@ class Operands:
     def _check_array(
         self, name: str, array: Any, shape: tuple[int, ...], dtype: dtypes.DType, free: int = 0
     ) -> None:
-        came = tuple(array.shape)
+        given = array is self.out_given
+        came = self.library.shape(array) if given else tuple(array.shape)
         if len(came) != len(shape) or came[free:] != shape[free:]:
             raise ValueError(f"{self.function}: {name} has shape {came}; it takes {shape}")
-        own = self.library.dtype(array) if array is self.out_given else array.dtype
+        own = self.library.dtype(array) if given else array.dtype
         if dtypes.of(own) is not dtype:
             raise TypeError(f"{self.function}: {name} is {own}; it takes {dtype}")
 

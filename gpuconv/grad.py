@@ -24,7 +24,7 @@ import numpy as np
 from gpuconv import conv, dtypes
 from gpuconv.conv import Padding
 from gpuconv.execute import Operands
-from gpuconv.problem import LAYOUTS, ConvProblem
+from gpuconv.problem import LAYOUTS, ConvProblem, as_shape
 
 __all__ = [
     "conv1d_bias", "conv1d_input", "conv1d_weight",
@@ -479,7 +479,7 @@ def _input(
     algorithm: str,
     **options: Any,
 ) -> Any:
-    shape = _shape(function, "input_shape", input_shape)
+    shape = as_shape(function, "input_shape", input_shape)
 
     def problem(operands: Operands) -> ConvProblem:
         described = conv.described(
@@ -513,7 +513,7 @@ def _weight(
     algorithm: str,
     **options: Any,
 ) -> Any:
-    shape = _shape(function, "weight_shape", weight_shape)
+    shape = as_shape(function, "weight_shape", weight_shape)
 
     def problem(operands: Operands) -> ConvProblem:
         described = conv.described(
@@ -564,19 +564,9 @@ def _bias(function: str, ndim: int, grad_output: Any, layout: str, dtype: Any) -
     channel = grad.ndim - 1 if layout.endswith("C") else grad.ndim - ndim - 1
     axes = tuple(axis for axis in range(grad.ndim) if axis != channel)
     wide = dtypes.sum_type(own, own, result)
-    with np.errstate(all="ignore"):
+    with operands.active(), np.errstate(all="ignore"):
         total = grad.sum(axis=axes, dtype=wide.numpy)
         return operands.give(total.astype(result.numpy, copy=False))
-
-
-def _shape(function: str, name: str, shape: Any) -> tuple[int, ...]:
-    try:
-        return tuple(shape)
-    except TypeError:
-        raise TypeError(
-            f"{function}: {name} takes a sequence of integers, got {shape!r} "
-            f"({type(shape).__name__})"
-        ) from None
 
 
 def _same_batch(function: str, problem: ConvProblem, name: str, grad: Any) -> None:

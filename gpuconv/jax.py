@@ -20,6 +20,7 @@ import gpuconv
 from gpuconv import backends, grad
 from gpuconv.conv import Padding, described
 from gpuconv.execute import as_layout_shape
+from gpuconv.plan import check_algorithm, choose
 from gpuconv.problem import Operation, freeze
 
 __all__ = ["conv1d", "conv2d", "conv3d"]
@@ -95,9 +96,17 @@ def _conv(ndim: int, x: Any, w: Any, bias: Any, algorithm: str, options: dict[st
         backends.forced_backend(),
         tuple(options.items()),
     )
+    check_algorithm(function, algorithm)
+    name = backends.forced_backend() or "numpy"  # a callback is given host arrays
+    choose(function, problem, name, backends.backend(name).device(), algorithm)
     y = _product(of, "fprop", x, w)
     if bias is None:
         return y
+    bias = jax.numpy.asarray(bias)
+    if bias.dtype != x.dtype:
+        raise TypeError(
+            f"{function}: bias is {bias.dtype} but x is {x.dtype}; bring them to one dtype"
+        )
     if tuple(bias.shape) != tuple(w.shape[:1]):
         raise ValueError(
             f"{function}: bias has shape {tuple(bias.shape)}; it takes {tuple(w.shape[:1])}"

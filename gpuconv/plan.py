@@ -142,6 +142,9 @@ class Plan:
         operands = Operands("plan", x=x, w=w, bias=bias, out=out, backend=self.backend, names=names)
         return operands.run(self, self._calls, key)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (self.problem, self.backend, self.algorithm)
+
     def __str__(self) -> str:
         rows = [
             (
@@ -216,6 +219,14 @@ def choose(
     return Plan(
         problem, backend, device, chosen.algorithm, tuple(candidates), by_name[chosen.algorithm]
     )
+
+
+def _restored(problem: ConvProblem, backend: str, algorithm: str) -> Plan:
+    """A plan that was copied or came from another process, for this one's device."""
+    from gpuconv import backends
+
+    backends.check_backend("plan", backend)
+    return choose("plan", problem, backend, backends.backend(backend).device(), algorithm)
 
 
 def check_algorithm(function: str, algorithm: Any) -> None:

@@ -34,6 +34,7 @@ PADDING_MODES: tuple[str, ...] = get_args(PaddingMode)
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 PADDING_NAMES = ("valid", "full", "same", "same_lower")
 LAYOUTS = {1: ("NCW", "NWC"), 2: ("NCHW", "NHWC"), 3: ("NCDHW", "NDHWC")}
+_LARGEST = 2**63 - 1  # what an index of NumPy holds
 AXIS_NAMES = {1: "W", 2: "HW", 3: "DHW"}
 # Which arrays an operation reads, and which it writes, in the letters of the forward convolution.
 ROLES: dict[Operation, tuple[str, str, str]] = {
@@ -99,6 +100,10 @@ class ConvProblem:
 
     def __hash__(self) -> int:
         return self._hash  # type: ignore[attr-defined, no-any-return]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Hashes of strings are another process's own: what is kept of them must not travel.
+        return type(self), tuple(getattr(self, f) for f in _HASHED)
 
     @property
     def ndim(self) -> int:
@@ -442,6 +447,17 @@ def describe_transpose(
     )
 
 
+def as_shape(function: str, name: str, shape: Any) -> Extents:
+    """The caller's `shape` as a tuple; its entries are checked by ``describe``."""
+    try:
+        return tuple(shape)
+    except TypeError:
+        raise TypeError(
+            f"{function}: {name} takes a sequence of integers, got {shape!r} "
+            f"({type(shape).__name__})"
+        ) from None
+
+
 def freeze(function: str, name: str, value: Any) -> Any:
     """The option `value` with every list a tuple and every integer an int: hashable, comparable.
 
@@ -544,6 +560,8 @@ class _Check:
 
     def integer(self, name: str, value: Any, *, minimum: int) -> int:
         try:
+            if isinstance(value, bool):
+                raise TypeError
             number = operator.index(value)
         except TypeError:
             raise self.type_error(
@@ -551,6 +569,8 @@ class _Check:
             ) from None
         if number < minimum:
             raise self.value_error(f"{name} is at least {minimum}; got {number}")
+        if number > _LARGEST:
+            raise self.value_error(f"{name} is less than 2^63; got {number}")
         return number
 
     def per_axis(self, name: str, value: Any, minimum: int = 1) -> Extents:
@@ -594,6 +614,8 @@ class _Check:
             raise self.value_error(f"padding takes {forms}; got {padding!r}")
         if any(v < 0 for pair in pairs for v in pair):
             raise self.value_error(f"padding is at least 0; got {padding!r}")
+        if any(v > _LARGEST for pair in pairs for v in pair):
+            raise self.value_error(f"padding is less than 2^63; got {padding!r}")
         return pairs
 
     def boundary(

@@ -1,8 +1,9 @@
 """The convolutions with torch's autograd: imported on request, ``import gpuconv.torch``.
 
 ``gpuconv.torch.conv2d`` is ``gpuconv.conv2d`` for tensors that require gradients, on CPU and CUDA,
-differentiable any number of times: each of convolution, input gradient and weight gradient is
-bilinear in two of (x, w, y), and its derivatives are the other two.
+differentiable any number of times, backward and forward, and under ``torch.func``: each of
+convolution, input gradient and weight gradient is bilinear in two of (x, w, y), and its derivatives
+are the other two.
 """
 
 from __future__ import annotations
@@ -45,10 +46,42 @@ class _Product(torch.autograd.Function):  # type: ignore[misc]
     """One of the three bilinear maps; no factor is conjugated but where a derivative asks."""
 
     @staticmethod
-    def forward(ctx: Any, of: _Convolution, operation: Operation, a: Any, b: Any, bias: Any) -> Any:
-        ctx.of, ctx.operation = of, operation
-        ctx.save_for_backward(a, b)
+    def forward(of: _Convolution, operation: Operation, a: Any, b: Any, bias: Any) -> Any:
         return of.compute(operation, a, b, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.of, ctx.operation, a, b, _ = inputs
+        ctx.save_for_backward(a, b)
+        ctx.save_for_forward(a, b)
+        ctx.y_shape = tuple(output.shape)
+
+    @staticmethod
+    def jvp(ctx: Any, _of: Any, _operation: Any, to_a: Any, to_b: Any, to_bias: Any) -> Any:
+        a, b = ctx.saved_tensors
+        parts = []
+        if to_a is not None:
+            parts.append(_product(ctx.of, ctx.operation, to_a, b))
+        if to_b is not None:
+            parts.append(_product(ctx.of, ctx.operation, a, to_b))
+        if to_bias is not None:
+            shape = [1] * len(ctx.y_shape)
+            shape[_channel_axis(ctx.of, len(shape))] = -1
+            parts.append(to_bias.reshape(shape).expand(ctx.y_shape).clone())
+        return sum(parts[1:], parts[0])
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, int]:
+        results = [
+            _Product.apply(
+                *(
+                    argument if dim is None else argument.select(dim, i)
+                    for argument, dim in zip(arguments, in_dims, strict=True)
+                )
+            )
+            for i in range(info.batch_size)
+        ]
+        return torch.stack(results), 0
 
     @staticmethod
     def backward(ctx: Any, g: Any) -> tuple[Any, ...]:
@@ -73,9 +106,12 @@ def _product(of: _Convolution, operation: Operation, a: Any, b: Any) -> Any:
 
 
 def _channel_sums(of: _Convolution, g: Any) -> Any:
-    last = str(of.options["layout"]).endswith("C")
-    channel = g.ndim - 1 if last else g.ndim - of.ndim - 1
+    channel = _channel_axis(of, g.ndim)
     return g.sum([axis for axis in range(g.ndim) if axis != channel])
+
+
+def _channel_axis(of: _Convolution, ndim: int) -> int:
+    return ndim - 1 if str(of.options["layout"]).endswith("C") else ndim - of.ndim - 1
 
 
 def _conv(ndim: int, x: Any, w: Any, bias: Any, algorithm: str, options: dict[str, Any]) -> Any:

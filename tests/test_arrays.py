@@ -75,7 +75,9 @@ class TestTorch:
 
     def test_a_gradient_is_not_lost_silently(self):
         x = self.torch.from_numpy(X.copy()).requires_grad_()
-        with pytest.raises(TypeError, match=r"conv2d: a torch tensor that requires grad .*detach"):
+        with pytest.raises(
+            TypeError, match=r"conv2d: x: a torch tensor that requires grad.*detach"
+        ):
             gpuconv.conv2d(x, self.torch.from_numpy(W))
         with self.torch.no_grad():
             np.testing.assert_array_equal(gpuconv.conv2d(x, self.torch.from_numpy(W)).numpy(), Y)
@@ -113,6 +115,12 @@ class TestJax:
             gpuconv.conv2d(*ints)
         assert gpuconv.conv2d(*ints, dtype="int32").dtype == "int32"
 
+    def test_tracers_are_sent_to_the_bridge(self):
+        jax = pytest.importorskip("jax")
+        w = self.jnp.asarray(W)
+        with pytest.raises(TypeError, match=r"conv2d: x is a JAX tracer.*gpuconv\.jax"):
+            jax.jit(lambda x: gpuconv.conv2d(x, w))(X)
+
     def test_out_cannot_be_written(self):
         out = self.jnp.zeros(Y.shape)
         with pytest.raises(ValueError, match="conv2d: out is a read-only jax array"):
@@ -132,6 +140,47 @@ def test_array_api_strict():
     assert np.shares_memory(host, np.from_dlpack(x))
 
 
+class Exporter:
+    """What knows DLPack and nothing else."""
+
+    def __init__(self, array):
+        self._array = array
+
+    def __dlpack__(self, **options):
+        return self._array.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self._array.__dlpack_device__()
+
+
+def test_dlpack_alone_is_enough():
+    y = gpuconv.conv2d(Exporter(X), Exporter(W))
+    np.testing.assert_array_equal(y, Y)
+    out = np.zeros_like(Y)
+    given = Exporter(out)
+    assert gpuconv.conv2d(Exporter(X), Exporter(W), out=given) is given
+    np.testing.assert_array_equal(out, Y)
+    with pytest.raises(ValueError, match="conv2d: out has shape"):
+        gpuconv.conv2d(Exporter(X), Exporter(W), out=Exporter(out[:1]))
+    with pytest.raises(TypeError, match="x is of tests on cpu but w is of numpy"):
+        gpuconv.conv2d(Exporter(X), W)
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_an_out_whose_elements_are_one_place_is_refused(library):
+    if library == "numpy":
+        arrays_, one = (X, W), np.zeros(1, np.float32)
+        out = np.lib.stride_tricks.as_strided(one, Y.shape, (0,) * 4)
+        gpuconv.conv2d(X, W, out=np.zeros_like(Y))  # a call that is remembered, and is another
+    else:
+        torch = pytest.importorskip("torch")
+        arrays_, one = (torch.from_numpy(X), torch.from_numpy(W)), torch.zeros(1)
+        out = one.expand(Y.shape)
+    with pytest.raises(ValueError, match=re.escape("conv2d: out has strides (0, 0, 0, 0), which")):
+        gpuconv.conv2d(*arrays_, out=out)
+    assert one[0] == 0
+
+
 def test_mixed_libraries_are_refused_by_name():
     torch = pytest.importorskip("torch")
     with pytest.raises(
@@ -149,6 +198,22 @@ def test_mixed_devices_are_refused_by_name():
     torch = pytest.importorskip("torch")
     with pytest.raises(TypeError, match="x is of torch on cpu but w is of torch on meta"):
         gpuconv.conv2d(torch.from_numpy(X), torch.from_numpy(W).to("meta"))
+
+
+def test_devices_without_a_backend_are_refused_by_name():
+    torch = pytest.importorskip("torch")
+    with pytest.raises(TypeError, match="conv2d: x is of torch on meta, which no backend computes"):
+        gpuconv.conv2d(torch.zeros(X.shape, device="meta"), torch.zeros(W.shape, device="meta"))
+
+
+def test_what_a_library_cannot_hand_over_is_named():
+    torch = pytest.importorskip("torch")
+    with pytest.raises(TypeError, match=r"conv2d: w: .*Sparse"):
+        gpuconv.conv2d(torch.from_numpy(X), torch.from_numpy(W).to_sparse())
+    with pytest.raises(TypeError, match=r"conv2d: out: .*requires grad"):
+        gpuconv.conv2d(
+            torch.from_numpy(X), torch.from_numpy(W), out=torch.zeros(Y.shape, requires_grad=True)
+        )
 
 
 @pytest.mark.parametrize("value", [[[1.0]], 3.0, None, "x", object()])

@@ -48,6 +48,43 @@ def test_torch_gradcheck(ndim, x_shape, w_shape, options, dtype):
     assert torch.autograd.gradgradcheck(function, (x, w, b), fast_mode=True)
 
 
+@pytest.mark.parametrize(("ndim", "x_shape", "w_shape", "options"), CASES)
+def test_torch_forward_mode(ndim, x_shape, w_shape, options):
+    torch = pytest.importorskip("torch")
+    conv = getattr(importlib.import_module("gpuconv.torch"), f"conv{ndim}d")
+    x, w, b = (
+        torch.from_numpy(data(*shape)).requires_grad_() for shape in (x_shape, w_shape, w_shape[:1])
+    )
+    check = torch.autograd.gradcheck
+    assert check(lambda *a: conv(*a, **options), (x, w, b), check_forward_ad=True, fast_mode=True)
+    assert check(
+        lambda b: conv(x.detach(), w.detach(), b, **options),
+        (b,),
+        check_forward_ad=True,
+        fast_mode=True,
+    )
+    assert torch.autograd.gradgradcheck(
+        lambda *a: conv(*a, **options), (x, w, b), check_fwd_over_rev=True, fast_mode=True
+    )
+
+
+def test_torch_func():
+    torch = pytest.importorskip("torch")
+    ours, theirs = importlib.import_module("gpuconv.torch").conv2d, torch.nn.functional.conv2d
+    func = torch.func
+    x, w = torch.from_numpy(data(3, 2, 5, 5)), torch.from_numpy(data(4, 2, 3, 3, seed=1))
+
+    def loss(conv):
+        return lambda w, x: conv(x, w, padding=1).square().sum()
+
+    close = torch.testing.assert_close
+    close(func.vmap(lambda x: ours(x, w))(x), theirs(x, w))
+    close(func.vmap(ours, in_dims=(None, 1))(x, w[:, None])[0], theirs(x, w))
+    samples = [func.vmap(func.grad(loss(f)), in_dims=(None, 0))(w, x) for f in (ours, theirs)]
+    close(*samples)
+    close(*(func.hessian(loss(f))(w[:1], x[:1]) for f in (ours, theirs)))
+
+
 def test_torch_trains_as_torch_does():
     torch = pytest.importorskip("torch")
     import gpuconv.torch as bridge
@@ -149,6 +186,10 @@ def test_jax_errors_and_backends():
         bridge.conv1d(x, w[:, :1])
     with pytest.raises(ValueError, match="bias has shape"):
         bridge.conv1d(x, w, x)
+    with pytest.raises(TypeError, match=r"gpuconv.jax.conv1d: bias is int32 but x is float32"):
+        bridge.conv1d(x, w, [1, 2, 3])
+    with pytest.raises(ValueError, match=r"gpuconv.jax.conv1d: algorithm is 'auto' or"):
+        bridge.conv1d(x, w, algorithm="fastest")
     with gpuconv.use_backend("numpy"):
         np.testing.assert_array_equal(bridge.conv1d(x, w), gpuconv.conv1d(x, w))
     batched = jax.vmap(lambda x: bridge.conv1d(x, w))(np.stack([x, x]))

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import os
+import pickle
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -18,6 +23,45 @@ X, W = np.ones((2, 3, 8, 9), np.float32), np.ones((4, 3, 3, 3), np.float32)
 def test_the_same_shapes_give_the_same_plan():
     plan = gpuconv.plan_conv2d((2, 3, 8, 9), (4, 3, 3, 3), backend="numpy")
     assert gpuconv.plan_conv2d((2, 3, 8, 9), [4, 3, 3, 3], backend="numpy", stride=[1, 1]) is plan
+
+
+def test_a_plan_travels():
+    dgrad = gpuconv.plan_conv2d(
+        (2, 3, 8, 9), (4, 3, 3, 3), operation="dgrad", algorithm="direct", backend="numpy"
+    )
+    for plan in (PLAN, dgrad):
+        for other in (copy.copy(plan), copy.deepcopy(plan), pickle.loads(pickle.dumps(plan))):
+            assert other == plan
+            assert other.problem.x_dtype is plan.problem.x_dtype
+    np.testing.assert_array_equal(copy.deepcopy(PLAN)(X, W), PLAN(X, W))
+
+
+def test_a_problem_from_another_process_is_the_same():
+    # There, hashes of strings differ.
+    code = "import pickle, sys, gpuconv; p = gpuconv.plan_conv2d((2, 3, 8, 9), (4, 3, 3, 3)); "
+    code += "sys.stdout.buffer.write(pickle.dumps(p.problem))"
+    for seed in ("1", "2"):
+        made = subprocess.run(
+            [sys.executable, "-c", code],
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            check=True,
+        ).stdout
+        assert {pickle.loads(made): 1}[PLAN.problem] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ((5, (4, 3, 3, 3)), {}, "x_shape takes a sequence of integers, got 5 (int)"),
+        (((2, 3, 8, 9), None), {}, "w_shape takes a sequence of integers, got None (NoneType)"),
+        (((2, 3, 8, 9), (4, 3, 3, 3)), {"bias": "yes"}, "bias says whether there will be one"),
+        (((2, 3, 8, 9), (4, 3, 3, 3)), {"dtype": None}, "x: dtype None is not one that gpuconv"),
+    ],
+)
+def test_what_is_no_description_is_refused(arguments, options, message):
+    with pytest.raises(TypeError, match=re.escape(f"plan_conv2d: {message}")):
+        gpuconv.plan_conv2d(*arguments, **options)
 
 
 def test_a_plan_explains_itself():

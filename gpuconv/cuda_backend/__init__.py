@@ -161,7 +161,18 @@ def take(array: Any, library: Library, device: Any) -> Any:
             taken = device.xp.asarray(np.ascontiguousarray(host.transpose(order))).transpose(back)
     else:
         taken = library.to_cuda(array, device.xp)
-    return taken if _addressable(taken) else device.xp.array(taken, order="C", copy=True)
+    return taken if _addressable(taken) else _realigned(taken, device)
+
+
+def _realigned(array: Any, device: Any) -> Any:
+    """A copy at addresses that kernels can read."""
+    xp = device.xp
+    if xp is np:
+        return np.array(array, order="C", copy=True)
+    with active(device):  # byte by byte: CuPy's own kernels need aligned elements, too
+        shape, strides = (*array.shape, array.itemsize), (*array.strides, 1)
+        raw = xp.ndarray(shape, np.uint8, array.data, strides=strides)
+        return xp.array(raw, order="C", copy=True).view(array.dtype)[..., 0]
 
 
 def take_out(out: Any, library: Library, device: Any) -> Any:
@@ -172,7 +183,7 @@ def take_out(out: Any, library: Library, device: Any) -> Any:
         taken = library.to_cuda(out, device.xp)
         if not _addressable(taken):
             raise ValueError(
-                "out's elements do not lie at multiples of their size, which no kernel can write"
+                "its elements do not lie at multiples of their size, which no kernel can write"
             )
         return taken
     host = library.to_host(out)

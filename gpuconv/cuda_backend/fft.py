@@ -135,6 +135,8 @@ def supports(problem: ConvProblem, device: Any) -> bool | No:
         return No(f"computes fprop only, not {problem.operation}")
     if 0 in problem.x_shape or 0 in problem.y_shape:
         return No("x or the result is empty")
+    if reason := planes.scattered(problem):
+        return No(reason)
     found = tilings(problem, device)
     if isinstance(found, No):
         return found

@@ -12,9 +12,20 @@ import numpy.typing as npt
 def source_index(extent: int, lo: int, hi: int, mode: str) -> npt.NDArray[np.intp]:
     """The input index behind each of the ``lo + extent + hi`` padded positions; -1 reads a zero.
 
-    Pads may be longer than the input: every mode but "zeros" and "replicate" is periodic.
+    It is as long as the padded axis: where a few positions are wanted, ``sources`` needs no more.
     """
-    i = np.arange(-lo, extent + hi, dtype=np.intp)
+    i = sources(-lo, lo + extent + hi, 1, extent, mode)
+    i.flags.writeable = False  # it is cached, and shared by every caller
+    return i
+
+
+def sources(start: int, count: int, step: int, extent: int, mode: str) -> npt.NDArray[np.intp]:
+    """The input index behind `count` positions, the first at `start`; -1 reads a zero.
+
+    Positions count from the input's first element. Pads may be longer than the input: every mode
+    but "zeros" and "replicate" is periodic.
+    """
+    i = start + step * np.arange(count, dtype=np.intp)
     if mode == "zeros":
         i[(i < 0) | (i >= extent)] = -1
     elif mode == "replicate":
@@ -30,5 +41,4 @@ def source_index(extent: int, lo: int, hi: int, mode: str) -> npt.NDArray[np.int
         np.minimum(i, period - i, out=i)
         if extent == 1:
             i[:] = 0
-    i.flags.writeable = False  # it is cached, and shared by every caller
     return i

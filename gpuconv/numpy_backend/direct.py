@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
 from gpuconv.arrays import HostArray
-from gpuconv.numpy_backend.boundary import source_index
+from gpuconv.numpy_backend.boundary import sources
 from gpuconv.numpy_backend.device import Cpu
 from gpuconv.plan import Plan
 from gpuconv.problem import ConvProblem
@@ -56,10 +58,8 @@ def _forward(
     wide = problem.accumulator.numpy
     if problem.flip:
         w = np.flip(w, tuple(range(2, w.ndim)))
-    index = _sources(problem)
-    channels = range(problem.group_in_channels)
+    channels, last = range(problem.group_in_channels), problem.ndim - 1
     taps = list(itertools.product(*map(range, problem.filter)))
-    q_stride, q_dilation = problem.stride[-1], problem.dilation[-1]
     for n, k, *outer in np.ndindex(x.shape[0], *problem.y_shape[1:-1]):
         first = k // problem.group_out_channels * problem.group_in_channels
         for q0 in range(0, problem.output[-1], _CHUNK):
@@ -68,12 +68,8 @@ def _forward(
             if bias is not None:
                 total += bias[k].astype(wide)
             for tap in taps:
-                rows = [
-                    index[axis][p * problem.stride[axis] + r * problem.dilation[axis]]
-                    for axis, (p, r) in enumerate(zip(outer, tap[:-1], strict=True))
-                ]
-                start = q0 * q_stride + tap[-1] * q_dilation
-                columns = index[-1][start : start + (count - 1) * q_stride + 1 : q_stride]
+                rows = _window(problem, outer, tap[:-1])
+                columns = _columns(problem, last, tap[-1], q0, count)
                 inside = (columns >= 0) & (-1 not in rows)
                 for c in channels:
                     row = x[(n, first + c, *rows)]
@@ -89,8 +85,7 @@ def _input_gradient(
     wide = problem.accumulator.numpy
     if problem.flip:
         w = np.flip(w, tuple(range(2, w.ndim)))
-    *outer_index, last_index = _sources(problem)
-    stride, dilation, count = problem.stride[-1], problem.dilation[-1], problem.output[-1]
+    count = problem.output[-1]
     last_taps, outer_taps = range(problem.filter[-1]), problem.filter[:-1]
     outer_axes = range(problem.ndim - 1)
     for begin in range(0, problem.input[-1], _CHUNK):
@@ -99,8 +94,7 @@ def _input_gradient(
         hits = []
         for s in last_taps:
             for q0 in range(0, count, _CHUNK):
-                start, q1 = q0 * stride + s * dilation, min(q0 + _CHUNK, count)
-                columns = last_index[start : start + (q1 - q0 - 1) * stride + 1 : stride]
+                columns = _columns(problem, problem.ndim - 1, s, q0, min(_CHUNK, count - q0))
                 met = np.flatnonzero((columns >= begin) & (columns < end))
                 if len(met):
                     hits.append((s, met + q0, columns[met] - begin))
@@ -110,15 +104,7 @@ def _input_gradient(
             if bias is not None:
                 total += bias[c].astype(wide)
             for tap in np.ndindex(outer_taps):
-                rows = [
-                    [
-                        p
-                        for p in range(problem.output[a])
-                        if outer_index[a][p * problem.stride[a] + tap[a] * problem.dilation[a]]
-                        == outer[a]
-                    ]
-                    for a in outer_axes
-                ]
+                rows = [_readers(problem, a, tap[a], outer[a]) for a in outer_axes]
                 for row in itertools.product(*rows):
                     for k in range(problem.group_out_channels):
                         k += group * problem.group_out_channels
@@ -138,20 +124,14 @@ def _weight_gradient(problem: ConvProblem, x: HostArray, grad: HostArray, out: H
     wide = problem.accumulator.numpy
     if problem.flip:
         out = np.flip(out, tuple(range(2, out.ndim)))
-    index = _sources(problem)
-    stride, dilation = problem.stride, problem.dilation
     for k, channel, *tap in np.ndindex(*problem.w_shape):
         c = k // problem.group_out_channels * problem.group_in_channels + channel
         total = np.zeros((), wide)
         for n, *outer in np.ndindex(x.shape[0], *problem.output[:-1]):
-            rows = [
-                index[axis][p * stride[axis] + r * dilation[axis]]
-                for axis, (p, r) in enumerate(zip(outer, tap[:-1], strict=True))
-            ]
+            rows = _window(problem, outer, tap[:-1])
             for q0 in range(0, problem.output[-1], _CHUNK):
                 count = min(_CHUNK, problem.output[-1] - q0)
-                start = q0 * stride[-1] + tap[-1] * dilation[-1]
-                columns = index[-1][start : start + (count - 1) * stride[-1] + 1 : stride[-1]]
+                columns = _columns(problem, problem.ndim - 1, tap[-1], q0, count)
                 inside = (columns >= 0) & (-1 not in rows)
                 values = np.zeros(count, wide)
                 if inside.any():
@@ -164,9 +144,34 @@ def _weight_gradient(problem: ConvProblem, x: HostArray, grad: HostArray, out: H
         out[(k, channel, *tap)] = total
 
 
-def _sources(problem: ConvProblem) -> list[npt.NDArray[np.intp]]:
-    """For each axis the element of x behind every padded position."""
-    return [
-        source_index(n, lo, hi, problem.padding_mode)
-        for n, lo, hi in zip(problem.input, problem.pad_lo, problem.pad_hi, strict=True)
-    ]
+@lru_cache(maxsize=64)
+def _rows(problem: ConvProblem, axis: int, place: int) -> tuple[int, ...]:
+    """Which rows of x the window at `place` reads along `axis`, tap by tap; -1 is a pad's zero."""
+    start = place * problem.stride[axis] - problem.pad_lo[axis]
+    step, count = problem.dilation[axis], problem.filter[axis]
+    return tuple(sources(start, count, step, problem.input[axis], problem.padding_mode).tolist())
+
+
+def _window(problem: ConvProblem, places: Sequence[int], tap: Sequence[int]) -> list[int]:
+    """Where a tap of the window at `places` reads x, along all axes but the last."""
+    return [_rows(problem, a, p)[r] for a, (p, r) in enumerate(zip(places, tap, strict=True))]
+
+
+@lru_cache(maxsize=8)
+def _columns(
+    problem: ConvProblem, axis: int, tap: int, first: int, count: int
+) -> npt.NDArray[np.intp]:
+    """Where `tap` of `count` windows, from the one at `first` on, reads x along `axis`."""
+    step = problem.stride[axis]
+    start = first * step + tap * problem.dilation[axis] - problem.pad_lo[axis]
+    return sources(start, count, step, problem.input[axis], problem.padding_mode)
+
+
+def _readers(problem: ConvProblem, axis: int, tap: int, row: int) -> list[int]:
+    """The windows along `axis` whose `tap` reads the row `row` of x."""
+    found = []
+    for first in range(0, problem.output[axis], _CHUNK):
+        count = min(_CHUNK, problem.output[axis] - first)
+        met = np.flatnonzero(_columns(problem, axis, tap, first, count) == row)
+        found += (met + first).tolist()
+    return found

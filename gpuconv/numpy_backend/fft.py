@@ -176,6 +176,8 @@ def supports(problem: ConvProblem, device: Cpu) -> bool | No:
         return No("x or the result is empty")
     if math.prod(problem.filter) < 25:
         return No("the filter is small: its tiles would be mostly overlap")
+    if reason := planes.scattered(problem):
+        return No(reason)
     if problem.accumulator.is_exact and not problem.depthwise:
         return No("sums of integers over several channels are not shown to be exact")
     if problem.accumulator.is_exact and not _has_other(problem, device):

@@ -6,6 +6,7 @@ small images takes no longer than that. So the buffer of the last call is kept f
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,16 @@ ALIGN = 64  # bytes: a cache line, and the widest vector
 
 _kept: HostArray | None = None
 _lock = threading.Lock()
+
+
+def _renew_lock() -> None:
+    """A fork may find it held by a thread that the child does not have."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 class Arena:

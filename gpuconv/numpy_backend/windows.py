@@ -16,7 +16,7 @@ import numpy.typing as npt
 from numpy.lib.stride_tricks import as_strided
 
 from gpuconv.arrays import HostArray
-from gpuconv.numpy_backend.boundary import source_index
+from gpuconv.numpy_backend.boundary import sources
 from gpuconv.problem import ConvProblem
 
 Range = tuple[int, int]
@@ -101,7 +101,7 @@ def _copies(problem: ConvProblem, runs: Sequence[tuple[int, int, int]]) -> list[
     """The copies that fill (..., spatial...) with some padded positions, (start, count, step)."""
     pieces = [
         _pieces(*axis, problem.padding_mode, *run)
-        for *axis, run in zip(problem.input, problem.pad_lo, problem.pad_hi, runs, strict=True)
+        for *axis, run in zip(problem.input, problem.pad_lo, runs, strict=True)
     ]
     found: list[Copy] = []
     for axis, some in enumerate(pieces):
@@ -115,13 +115,13 @@ def _copies(problem: ConvProblem, runs: Sequence[tuple[int, int, int]]) -> list[
 
 @lru_cache(maxsize=4096)
 def _pieces(
-    extent: int, lo: int, hi: int, mode: str, start: int, count: int, step: int
+    extent: int, lo: int, mode: str, start: int, count: int, step: int
 ) -> list[tuple[slice, slice | None]]:
     """`count` padded positions from `start` on, cut where their source is not one slice of x.
 
     Each piece is (where in the block, which slice of x), the latter None for zeros.
     """
-    index = source_index(extent, lo, hi, mode)[start : start + (count - 1) * step + 1 : step]
+    index = sources(start - lo, count, step, extent, mode)
     pieces: list[tuple[slice, slice | None]] = []
     begin = 0
     while begin < count:

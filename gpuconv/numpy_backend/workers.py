@@ -136,15 +136,16 @@ def _borrow(count: int) -> list[_Helper]:
     return found
 
 
-def _forget_helpers() -> None:
-    """Threads do not survive a fork: the child starts its own."""
-    global _helpers, _helpers_lock
+def _forget_threads() -> None:
+    """Threads do not survive a fork, nor what they were doing: the child starts its own."""
+    global _helpers, _helpers_lock, _depth, _depth_lock
     _idle.clear()
     _helpers, _helpers_lock = 0, threading.Lock()
+    _depth, _depth_lock = 0, threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_helpers)
+    os.register_at_fork(after_in_child=_forget_threads)
 
 
 @lru_cache(maxsize=1)
@@ -183,6 +184,7 @@ def _controller() -> Any:
 
 _depth = 0
 _depth_lock = threading.Lock()
+# Each BLAS held to one thread, and how many it had: what a child forked meanwhile must restore.
 _before: list[tuple[Any, int]] = []
 
 
@@ -199,7 +201,8 @@ def one_blas_thread() -> Iterator[None]:
     with _depth_lock:
         if _depth == 0:
             # Its own context manager does the same, in ten times the time.
-            _before = [(blas, blas.num_threads) for blas in _controller().lib_controllers]
+            if not _before:
+                _before = [(blas, blas.num_threads) for blas in _controller().lib_controllers]
             for blas, _ in _before:
                 blas.set_num_threads(1)
         _depth += 1
@@ -211,3 +214,4 @@ def one_blas_thread() -> Iterator[None]:
             if _depth == 0:
                 for blas, threads in _before:
                     blas.set_num_threads(threads)
+                _before = []

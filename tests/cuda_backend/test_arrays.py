@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -138,6 +139,30 @@ def test_a_dlpack_array_is_taken_without_a_copy() -> None:
     assert theirs.taken == [mine, mine]
 
 
+def test_out_of_a_dlpack_library_on_a_device_is_not_shown_to_numpy() -> None:
+    theirs = Foreign()
+    theirs.shape = (2, 3)  # type: ignore[attr-defined]
+    library = arrays.library_of("test", "out", theirs)
+    assert library.writable(theirs)
+    assert len(library.strides(theirs)) == 2
+
+
+def test_jax_is_given_a_result_once_its_operands_have_been_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """JAX reuses the memory of what is dropped, whatever CuPy's stream has still to read of it."""
+    log: list[Any] = []
+    stream = SimpleNamespace(synchronize=lambda: log.append("synchronize"))
+    cupy = SimpleNamespace(
+        ascontiguousarray=lambda y: y, cuda=SimpleNamespace(get_current_stream=lambda: stream)
+    )
+    jax = SimpleNamespace(numpy=SimpleNamespace(from_dlpack=log.append))
+    monkeypatch.setitem(sys.modules, "cupy", cupy)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "jax", jax)  # type: ignore[arg-type]
+    arrays._Jax().from_cuda("y", None)
+    assert log == ["synchronize", "y"]
+
+
 class HeldByCupy(np.ndarray):
     """A host array that passes for CuPy's: ``asarray`` copies in C order, ``get`` copies back."""
 
@@ -163,11 +188,14 @@ def test_memory_orders_survive_the_way_back() -> None:
     assert given.strides == last.strides
 
 
-def test_an_unaligned_array_on_the_device_is_copied() -> None:
-    odd, copy = FakeCupyArray(pointer=513), FakeCupyArray()
-    device = cupy_device(from_dlpack=lambda x: odd, array=lambda x, **options: copy)
+def test_an_unaligned_array_on_the_device_is_copied_by_bytes() -> None:
+    odd = np.random.default_rng(0).integers(0, 256, 41, np.uint8)[1:].view(np.float32).reshape(2, 5)
+    device = cupy_device(from_dlpack=lambda x: odd, ndarray=np.ndarray, array=np.array)
     library = arrays.library_of("test", "x", Foreign())
-    assert cuda_backend.take(Foreign(), library, device) is copy
+    taken = cuda_backend.take(Foreign(), library, device)
+    assert cuda_backend._addressable(taken)
+    assert taken.dtype == odd.dtype
+    assert taken.tobytes() == odd.tobytes()
     with pytest.raises(ValueError, match="no kernel can write"):
         cuda_backend.take_out(Foreign(), library, device)
 

@@ -11,7 +11,8 @@ import time
 import numpy as np
 import pytest
 
-from gpuconv.numpy_backend import workers
+import gpuconv
+from gpuconv.numpy_backend import scratch, workers
 
 threadpoolctl = pytest.importorskip("threadpoolctl")
 
@@ -113,6 +114,26 @@ def test_a_forked_child_has_threads_of_its_own():
     child.start()
     assert queue.get(timeout=30) == 4
     child.join()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork")
+def test_a_fork_in_the_middle_of_another_thread_s_call_leaves_nothing_behind():
+    before = blas_threads()
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=_convolve_in_child, args=(queue,))
+    with workers.one_blas_thread(), workers._depth_lock, workers._helpers_lock, scratch._lock:
+        child.start()
+    try:
+        assert queue.get(timeout=30) == before
+    finally:
+        child.kill()
+        child.join()
+
+
+def _convolve_in_child(queue):
+    gpuconv.conv2d(np.ones((1, 8, 30, 30), "f4"), np.ones((8, 8, 3, 3), "f4"), algorithm="im2col")
+    queue.put(blas_threads())
 
 
 def _in_child(queue):
