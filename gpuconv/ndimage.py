@@ -566,12 +566,21 @@ class _Stage:
     shape: Shape  # in this shape
     dtype: np.dtype[Any]  # and type
 
-    def run(self, x: HostArray, w: HostArray | None) -> HostArray:
+    def run(self, x: HostArray, w: HostArray | None, out: HostArray | None = None) -> HostArray:
         weights = self.weights
         if weights is None:
             assert w is not None
             weights = w.astype(self.dtype, copy=False).reshape(self.shape)
-        return self.step.again(x, weights)
+        return self.step.again(x, weights, out)
+
+    def writes(self, out: HostArray, x: HostArray, w: HostArray | None) -> bool:
+        """Whether the result may be written to `out` as it is computed."""
+        return (
+            self.step.back is None
+            and out.flags.c_contiguous
+            and not np.may_share_memory(out, x)
+            and (w is None or not np.may_share_memory(out, w))
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -582,18 +591,28 @@ class _Repeat:
     length: bool
 
     def __call__(self, x: Any, w: Any, bias: None, out: Any) -> Any:
-        y = _total((self._run(chain, x, w) for chain in self.chains), self.length, own=True)
-        if type(out) is not np.ndarray:
-            return y
-        out[...] = y
-        return out
-
-    def _run(self, chain: list[_Stage], x: HostArray, w: HostArray | None) -> HostArray:
         # As in every call: a sum that overflows is infinite, without a warning.
         with np.errstate(all="ignore"):
-            for stage in chain:
-                x = stage.run(x, w)
-        return x
+            if type(out) is not np.ndarray:
+                return self._compute(x, w)
+            (first, *more), *others = self.chains
+            if not (more or others or self.length) and first.writes(out, x, w):
+                first.run(x, w, out)
+            else:
+                out[...] = self._compute(x, w)
+            return out
+
+    def _compute(self, x: HostArray, w: HostArray | None) -> HostArray:
+        if len(self.chains) == 1 and not self.length:
+            return _chained(self.chains[0], x, w)
+        total: HostArray = _total((_chained(c, x, w) for c in self.chains), self.length, own=True)
+        return total
+
+
+def _chained(chain: list[_Stage], x: HostArray, w: HostArray | None) -> HostArray:
+    for stage in chain:
+        x = stage.run(x, w)
+    return x
 
 
 class _Call:
@@ -609,7 +628,7 @@ class _Call:
         input = array_like(input)
         own_weights = arrays.maybe_library(weights) is None  # a list, or this module's own
         is_array = output is not None and arrays.maybe_library(output) is not None
-        self._given, self._output = (input, weights), output if is_array else None
+        self._given = input, weights
         self._chains: list[list[_Stage]] = []
         self._length = False
         self._repeats = True

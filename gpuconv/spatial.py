@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from gpuconv.problem import LAYOUTS, ConvProblem, PaddingMode
 
 Shape = tuple[int, ...]
 _MOST_AXES = max(LAYOUTS)
-_CUTTING = ("depthwise", "filter2d")  # algorithms that can cut their sums off to integers
+_CUTTING = ("depthwise", "filter2d", "small_plane")  # they can cut their sums off to integers
 
 
 def array_like(x: Any) -> Any:
@@ -143,15 +143,26 @@ class Step:
         y = y.reshape(self.y_shape)
         return y if self.back is None else y.transpose(self.back)
 
-    def again(self, a: HostArray, b: HostArray) -> HostArray:
-        """`run` of the NumPy backend for arrays as in a call before, which checked them."""
+    def again(self, a: HostArray, b: HostArray, out: HostArray | None = None) -> HostArray:
+        """`run` of the NumPy backend for arrays as in a call before, which checked them.
+
+        The result goes to `out`, C-contiguous and no operand's memory, where that is given.
+        """
         plan = self.plan
         if self.order is not None:
             a, b = a.transpose(self.order), b.transpose(self.order)
-        y: HostArray = np.empty(plan.problem.result_shape, plan.problem.result_dtype.numpy)
+        shape, dtype = self._result
+        y: HostArray = np.empty(shape, dtype) if out is None else out.reshape(shape)
         plan.implementation.run(plan, a.reshape(self.x_shape), b.reshape(self.w_shape), None, y)
+        if out is not None:
+            return out
         y = y.reshape(self.y_shape)
         return y if self.back is None else y.transpose(self.back)
+
+    @cached_property
+    def _result(self) -> tuple[Shape, np.dtype[Any]]:
+        problem = self.plan.problem
+        return problem.result_shape, problem.result_dtype.numpy
 
 
 @lru_cache(maxsize=4096)

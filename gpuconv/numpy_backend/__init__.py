@@ -19,8 +19,9 @@ from gpuconv.numpy_backend.device import Cpu, cpu, processor
 from gpuconv.plan import Algorithm, Plan
 
 _NAMES = (
-    "pointwise", "winograd", "im2col", "row_gemm", "direct", "depthwise", "filter2d", "separable",
-    "fft", "wgrad_gemm", "wgrad_depthwise",
+    "pointwise", "winograd", "im2col", "row_gemm", "tap_gemm", "direct", "depthwise", "filter2d",
+    "separable", "fft", "dgrad_gemm", "wgrad_gemm", "wgrad_row_gemm", "wgrad_depthwise",
+    "dgrad_depthwise", "toeplitz", "small_plane",
 )  # fmt: skip
 
 
@@ -57,7 +58,7 @@ def signature(x: Any, w: Any, bias: Any, out: Any) -> Signature | None:
     if out is not None:
         if type(out) is not np.ndarray:
             return None
-        key += (out.shape, out.dtype, out.flags.writeable)
+        key += (out.shape, out.strides, out.dtype, out.flags.writeable)
     return key
 
 

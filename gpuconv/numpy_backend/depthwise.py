@@ -292,21 +292,8 @@ def _grown(tiling: Tiling, batch: int, limit: int) -> Tiling:
     most = tiling.all_channels
     if batch < tiling.threads:
         most = -(-most // tiling.threads)
-    while tiling.channels < most:
-        wider = replace(tiling, channels=min(2 * tiling.channels, most))
-        if wider.scratch > limit:
-            break
-        tiling = wider
-    pieces = -(-tiling.all_channels // tiling.channels)
-    tiling = replace(tiling, channels=-(-tiling.all_channels // pieces))
-    if tiling.channels == tiling.all_channels:
-        share = -(-batch // tiling.threads)
-        while tiling.images < share:
-            more = replace(tiling, images=min(2 * tiling.images, share))
-            if more.scratch > limit:
-                break
-            tiling = more
-    return tiling
+    share = -(-batch // tiling.threads)
+    return planes.grown(tiling, tiling.all_channels, most, share, limit)
 
 
 def _widths(start: Tiling, band: int, columns: int) -> list[int]:
@@ -339,6 +326,8 @@ def supports(problem: ConvProblem, device: Cpu) -> bool | No:
         return No(f"each output channel sees {problem.group_in_channels} input channels, not one")
     if 0 in problem.x_shape or 0 in problem.y_shape:
         return No("x or the result is empty")
+    if reason := planes.scattered(problem):
+        return No(reason)
     return True
 
 

@@ -225,23 +225,10 @@ def _fit(
     best = replace(best, rows=-(-rows // pieces))
     if best.rows < rows or best.columns < columns:
         return best
-    most = -(-problem.in_channels // device.threads) if shared else problem.in_channels
     budget = min(4 * _CACHED if shared else _CACHED, limit)
-    while best.channels < most:
-        wider = replace(best, channels=min(2 * best.channels, most))
-        if wider.scratch > budget:
-            break
-        best = wider
-    pieces = -(-problem.in_channels // best.channels)
-    best = replace(best, channels=-(-problem.in_channels // pieces))
-    if best.channels == problem.in_channels:
-        share = -(-problem.batch // (2 * device.threads))
-        while best.images < share:
-            more = replace(best, images=min(2 * best.images, share))
-            if more.scratch > budget:
-                break
-            best = more
-    return best
+    most = -(-problem.in_channels // device.threads) if shared else problem.in_channels
+    share = -(-problem.batch // (2 * device.threads))
+    return planes.grown(best, problem.in_channels, most, share, budget)
 
 
 def _fastest(start: Tiling, orders: tuple[Order, ...], limit: int) -> Tiling:

@@ -236,12 +236,14 @@ def seconds(
     threads: int,
     copied: float,
     calls: float,
+    turns: float = 0,
 ) -> float:
     """Predicted time of a convolution as products of W (K/G, depth) with (depth, columns).
 
     The products at BLAS's rate for such shapes, `copied` bytes per pixel beside them, `calls`
     NumPy calls per block of `products` times `columns` pixels and one of `parts` of the output
-    channels, and the operands' way through memory.
+    channels, and the operands' way through memory. Where a block's calls are short, `turns` is how
+    many there are, between which threads take turns at Python.
     """
     pixels = math.prod(problem.output) * problem.batch
     size = itemsize(problem)
@@ -259,4 +261,5 @@ def seconds(
         + blocks * (calls + problem.groups / 2) * device.call_seconds
     )
     memory = problem.bytes_moved / device.memory_bytes
-    return work / tiling.speedup(blocks, threads) + memory + device.start(threads)
+    each = work / (blocks * turns) if turns else math.inf
+    return work / tiling.speedup(blocks, threads, each) + memory + device.start(threads)

@@ -33,6 +33,7 @@ _BLOCK_BYTES = 2 << 20  # of windows: about a core's second-level cache
 _FEWEST_PIXELS, _MOST_PIXELS = 200, 4096  # of a block: products of fewer columns are slow
 _GROUP_PIXELS = 1024  # of a block: products of few output channels want more columns
 _DEEPEST, _DEEP_PIXELS = 2304, 1024  # a longer sum is cut, to the length that its block leaves
+_ROW_COPY, _ROW_ELEMENTS = 0.3, 30  # a row's copy, over the cost model's rate
 _FEW_PIXELS = 96  # images smaller than this share a product, which BLAS does better when wide
 
 
@@ -71,12 +72,13 @@ def supports(problem: ConvProblem, device: Cpu) -> bool | No:
 def cost(problem: ConvProblem, device: Cpu) -> float:
     cut = _tiling(problem, device)
     columns = cut.images * math.prod(cut.box)
-    copied = problem.reduction * problem.groups * gemm.itemsize(problem)
+    # NumPy copies windows row by row: a short row costs as much as some thirty elements more.
+    slower = max(_ROW_COPY + _ROW_ELEMENTS / cut.box[-1], 1)
+    copied = problem.reduction * problem.groups * gemm.itemsize(problem) * slower
     calls = 16 * problem.group_in_channels // cut.channels
-    # Groups are many small products, between which threads wait for each other.
-    slower = 1.7 if problem.groups > 1 else 1.0
-    return slower * gemm.seconds(
-        problem, device, columns, 1, cut.parts, cut.threads, copied * cut.parts, calls
+    turns = 8 * math.ceil(problem.groups / cut.groups) if problem.groups > 1 else 0
+    return gemm.seconds(
+        problem, device, columns, 1, cut.parts, cut.threads, copied * cut.parts, calls, turns
     )
 
 
@@ -95,7 +97,9 @@ def _tiling(problem: ConvProblem, device: Cpu) -> Tiling:
     if problem.out_channels * problem.reduction > weights:
         per_group = max(weights // depth, 1)
         filters = min(filters, problem.groups * per_group)
-    threads = device.threads if problem.flops > gemm.WORTH_THREADS else 1
+    # Groups are many short calls, with Python between them.
+    worth = gemm.WORTH_THREADS * (4 if problem.groups > 1 else 1)
+    threads = device.threads if problem.flops > worth else 1
     channels = _channels(problem)
     length = problem.reduction // problem.group_in_channels * channels
     wide = min(_GROUP_PIXELS, problem.batch * math.prod(problem.output))

@@ -13,22 +13,41 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import Field, dataclass, replace
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from gpuconv.arrays import HostArray
 from gpuconv.dtypes import DType
-from gpuconv.numpy_backend.boundary import source_index
+from gpuconv.numpy_backend.boundary import sources
 from gpuconv.numpy_backend.scratch import rounded
 from gpuconv.problem import ConvProblem
 
 Piece = tuple[slice, slice | None]  # positions of a block, and the input's elements there (None: 0)
 Region = tuple[slice, ...]
 
+
+class _Blocked(Protocol):
+    """How the work on planes is cut into blocks: a dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    @property
+    def channels(self) -> int: ...
+    @property
+    def images(self) -> int: ...
+    @property
+    def scratch(self) -> int:
+        """Bytes of one worker."""
+
+
+Growing = TypeVar("Growing", bound=_Blocked)
+
+_CLASSES = 2048  # residue classes of a problem: each is planned by itself, in 0.2 ms
+_REPEATS = 1 << 16  # positions of an axis's pads that repeat the input: a run per period
 _EINSUM = 512  # outputs of a plane from which a call per plane pays
 
 
@@ -94,6 +113,18 @@ class Axis:
         return result
 
 
+def scattered(problem: ConvProblem) -> str | None:
+    """Why `classes` would take longer to make than the problem to compute; None if it would not."""
+    pads = map(sum, zip(problem.pad_lo, problem.pad_hi, strict=True))
+    if problem.padding_mode not in ("zeros", "replicate") and max(pads) > _REPEATS:
+        return f"the pads repeat the input over more than {_REPEATS} positions"
+    strides = zip(problem.stride, problem.dilation, problem.output, strict=True)
+    count = math.prod(min(d // math.gcd(s, d), n) for s, d, n in strides)
+    if count > _CLASSES:
+        return f"the dilation splits it into {count} convolutions, more than {_CLASSES}"
+    return None
+
+
 @lru_cache(maxsize=1024)
 def classes(problem: ConvProblem) -> tuple[tuple[Axis, Axis, Axis], ...]:
     """The undilated convolutions that make up the problem, each by its three axes."""
@@ -121,13 +152,22 @@ def classes(problem: ConvProblem) -> tuple[tuple[Axis, Axis, Axis], ...]:
 
 def _runs(problem: ConvProblem, axis: int, offset: int, step: int) -> tuple[Run, ...]:
     extent, lo, hi = problem.input[axis], problem.pad_lo[axis], problem.pad_hi[axis]
-    index = source_index(extent, lo, hi, problem.padding_mode)[offset::step]
-    before = max(-(-(lo - offset) // step), 0)
+    mode = problem.padding_mode
+    total = max(-(-(lo + extent + hi - offset) // step), 0)
+    before = min(max(-(-(lo - offset) // step), 0), total)
     inside = max(-(-(lo + extent - offset) // step) - before, 0)
-    runs = _segments(index[:before].tolist(), 0)
+
+    def pad(start: int, count: int, edge: int) -> list[Run]:
+        if mode in ("zeros", "replicate"):
+            source = -1 if mode == "zeros" else edge
+            return [Run(start, count, source, 0)] if count else []
+        first = offset + start * step - lo
+        return _segments(sources(first, count, step, extent, mode).tolist(), start)
+
+    runs = pad(0, before, 0)
     if inside:
-        runs.append(Run(before, inside, int(index[before]), step))
-    runs += _segments(index[before + inside :].tolist(), before + inside)
+        runs.append(Run(before, inside, offset + before * step - lo, step))
+    runs += pad(before + inside, total - before - inside, extent - 1)
     return tuple(runs)
 
 
@@ -331,6 +371,26 @@ class Scratch:
     def free(self, mark: int = 0) -> None:
         """What was taken after `mark` may be overwritten."""
         self._used = mark
+
+
+def grown(tiling: Growing, count: int, channels: int, images: int, limit: int) -> Growing:
+    """`tiling` with more planes in a block: up to so many of `count` channels, in equal pieces.
+
+    With all channels in a block it takes images too, up to `images`. No block's scratch memory
+    grows beyond `limit` bytes.
+    """
+    while tiling.channels < channels:
+        wider = replace(tiling, channels=min(2 * tiling.channels, channels))
+        if wider.scratch > limit:
+            break
+        tiling = wider
+    tiling = replace(tiling, channels=-(-count // -(-count // tiling.channels)))
+    while tiling.channels == count and tiling.images < images:
+        more = replace(tiling, images=min(2 * tiling.images, images))
+        if more.scratch > limit:
+            break
+        tiling = more
+    return tiling
 
 
 def spans(count: int, size: int) -> list[tuple[int, int]]:

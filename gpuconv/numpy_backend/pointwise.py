@@ -24,6 +24,9 @@ from gpuconv.problem import ConvProblem
 
 _BLOCK_BYTES = 4 << 20  # of input and output together
 _FEWEST_PIXELS = 200  # of a block: products of fewer columns are slow
+_WORTH_THREADS = (
+    2 * gemm.WORTH_THREADS
+)  # a single product each: nothing hides how long waking takes
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def _tiling(problem: ConvProblem, device: Cpu) -> _Tiling:
     limit = problem.workspace_within(WORKSPACE_CAP)
     channels = problem.in_channels + problem.out_channels
     pixels = max(_BLOCK_BYTES // (channels * itemsize), _FEWEST_PIXELS)
-    threads = device.threads if problem.flops > gemm.WORTH_THREADS else 1
+    threads = device.threads if problem.flops > _WORTH_THREADS else 1
     pixels = tiling.balance(problem.output, pixels, problem.batch, threads, _FEWEST_PIXELS)
     while True:
         box = tiling.cut(problem.output, pixels)

@@ -18,21 +18,20 @@ import itertools
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 
 from gpuconv.arrays import HostArray
-from gpuconv.numpy_backend import gemm, tiling, windows
+from gpuconv.numpy_backend import filter_rows, gemm, tiling, windows
 from gpuconv.numpy_backend.device import WORKSPACE_CAP, Cpu
 from gpuconv.numpy_backend.scratch import ALIGN, Arena, arena, rounded
 from gpuconv.numpy_backend.workers import run_blocks
 from gpuconv.plan import No, Plan
 from gpuconv.problem import ConvProblem
 
-# Of columns and sums. Twice a core's second-level cache: threads take turns at Python between
-# NumPy's calls, and what a cache would gain is lost where these are short.
-_BLOCK_BYTES = 4 << 20
+# Of columns and sums: half of a core's second-level cache for one thread alone. Several take turns
+# at Python between NumPy's calls: theirs are longer, which gains more than the cache would.
+_BLOCK_BYTES, _SHARED_BLOCK_BYTES = 1 << 20, 4 << 20
 _WORTH_THREADS = 4 * gemm.WORTH_THREADS  # its calls are short, with Python between them
 _MOST_PIXELS = 4096  # of a block
 _FEW_PIXELS = 96  # images smaller than this share a product, which BLAS does better when wide
@@ -82,9 +81,9 @@ def cost(problem: ConvProblem, device: Cpu) -> float:
     columns = cut.images * math.prod(cut.box)
     rate = 1.5 * device.gemm_flops * 4 / size
     for extent, half in (
-        (problem.group_out_channels, 8),
+        (problem.group_out_channels, 3),
         (columns, 16),
-        (problem.reduction // rows, 8),
+        (problem.reduction // rows, 3),
     ):
         rate *= extent / (extent + half)
     pixels = problem.batch * math.prod(problem.output)
@@ -95,16 +94,18 @@ def cost(problem: ConvProblem, device: Cpu) -> float:
         laid_out *= 1.5
     added = 1.5 * (rows - 1) * problem.out_channels * pixels
     blocks = _blocks(problem, cut)
-    calls = 12 + 6 * rows + cut.groups * rows / 2
+    calls = 6 + 3 * problem.filter[1] + 2 * rows
+    overhead = (calls + cut.groups * rows / 10) * device.call_seconds
     work = (
         problem.flops / rate
         + (laid_out + added) * size / (3 * device.copy_bytes)
-        + blocks * calls * device.call_seconds
+        + blocks * overhead
     )
     reordering = math.prod(problem.w_shape) * size / device.copy_bytes
     memory = problem.bytes_moved / device.memory_bytes
     start = device.start(cut.threads)
-    return work / tiling.speedup(blocks, cut.threads) + reordering + memory + start
+    threads = tiling.speedup(blocks, cut.threads, work / (blocks * calls))
+    return work / threads + reordering + memory + start
 
 
 def workspace(problem: ConvProblem, device: Cpu) -> int:
@@ -124,7 +125,8 @@ def _tiling(problem: ConvProblem, device: Cpu) -> _Tiling:
     limit = problem.workspace_within(WORKSPACE_CAP)
     threads = device.threads if problem.flops > _WORTH_THREADS else 1
     per_pixel = problem.reduction // problem.filter[0] + 2 * problem.group_out_channels
-    pixels = max(_BLOCK_BYTES // (per_pixel * itemsize), 1)
+    most = _BLOCK_BYTES if threads == 1 else _SHARED_BLOCK_BYTES
+    pixels = max(most // (per_pixel * itemsize), 1)
     pixels = min(pixels, _MOST_PIXELS)
     if problem.groups == 1:
         pixels = tiling.balance(problem.output, pixels, problem.batch, threads, 1)
@@ -132,8 +134,8 @@ def _tiling(problem: ConvProblem, device: Cpu) -> _Tiling:
     while True:
         cut = _cut(problem, pixels, groups, threads)
         each = (cut.columns + cut.sums + cut.more) * itemsize
-        if groups > 1 and each > _BLOCK_BYTES:
-            groups = min(groups - 1, max(groups * _BLOCK_BYTES // each, 1))
+        if groups > 1 and each > most:
+            groups = min(groups - 1, max(groups * most // each, 1))
         elif cut.bytes(itemsize) <= limit or (groups, pixels, threads) == (1, 1, 1):
             break
         elif groups > 1:
@@ -159,7 +161,6 @@ def _cut(problem: ConvProblem, pixels: int, groups: int, threads: int) -> _Tilin
         product = gemm.planned_type(problem)
         if not gemm.columns_alike(problem.group_out_channels, depth, images * size, product):
             images = 1
-    laid_out = sum(rows for _, rows in _phases(problem, box[0])) * box[1]
     sums = images * groups * problem.group_out_channels * size
     return _Tiling(
         images=images,
@@ -171,20 +172,10 @@ def _cut(problem: ConvProblem, pixels: int, groups: int, threads: int) -> _Tilin
         * groups
         * problem.group_in_channels
         * math.prod(windows.extents(problem, box)),
-        columns=images * groups * depth * laid_out,
+        columns=images * groups * depth * filter_rows.positions(problem, box),
         sums=sums,
         more=sums,
     )
-
-
-def _phases(problem: ConvProblem, p: int) -> list[tuple[int, int]]:
-    """The phases of the rows that `p` output rows read, and how many rows of each."""
-    stride = problem.stride[0]
-    last: dict[int, int] = {}
-    for r in range(problem.filter[0]):
-        shift, phase = divmod(r * problem.dilation[0], stride)
-        last[phase] = shift
-    return [(phase, p + shift) for phase, shift in last.items()]
 
 
 def run(plan: Plan, x: HostArray, w: HostArray, bias: HostArray | None, out: HostArray) -> None:
@@ -217,7 +208,7 @@ def _run(
         itertools.product(
             range(0, len(x), cut.images),
             range(0, groups, cut.groups),
-            _boxes(problem, cut.box, x.strides[-1] == x.itemsize),
+            filter_rows.boxes(problem, cut.box, x.strides[-1] == x.itemsize),
         )
     )
     run_blocks(cut.threads, blocks, _Call(problem, cut, x, weights, bias, out, scratch).work)
@@ -245,19 +236,16 @@ class _Call:
         self.problem, self.cut, self.scratch = problem, cut, scratch
         self.x, self.weights, self.bias, self.out = x, weights, bias, out
         self.out_flat = tiling.flat(out, 2) if cut.images == 1 else None
+        self.x_flat = tiling.flat(x, 2) if cut.images == 1 else None
 
-    def work(self, block: tuple[int, int, _Box], worker: int) -> None:
+    def work(self, block: tuple[int, int, filter_rows.Box], worker: int) -> None:
         n, first, box = block
         problem, cut = self.problem, self.cut
         groups = slice(first, min(first + cut.groups, problem.groups))
         x = self.x[n : n + cut.images, groups]
         views = self.scratch[worker].views(box.extents, x.shape[1])
-        if box.read is not None:
-            windows.fill(x, box.read, views.block[: len(x)])
-        for phase, copies in box.copies.items():
-            for s, some in enumerate(copies):
-                source = x if box.read is None else views.block[: len(x)]
-                windows.fill(source, some, views.columns[phase][: len(x), :, s])
+        flat = None if self.x_flat is None else self.x_flat[n : n + cut.images, groups]
+        views.columns.fill(x, flat, box)
         bias = None if self.bias is None else self.bias[groups]
         if self.out_flat is not None:
             target = self.out_flat[n, groups, :, box.start : box.start + box.pixels]
@@ -274,49 +262,18 @@ class _Call:
             gemm.store(problem, views.images[i], bias, target)
 
     def _multiply(self, groups: slice, views: _Views, out: HostArray) -> None:
-        np.matmul(self.weights[0, groups], views.matrices[0], out=out)
-        for weights, matrix in zip(self.weights[1:, groups], views.matrices[1:], strict=True):
+        matrices = views.columns.matrices
+        np.matmul(self.weights[0, groups], matrices[0], out=out)
+        for weights, matrix in zip(self.weights[1:, groups], matrices[1:], strict=True):
             np.matmul(weights, matrix, out=views.more)
             out += views.more
-
-
-class _Box:
-    """A box of outputs of one image: what does not change from image to image."""
-
-    def __init__(
-        self,
-        problem: ConvProblem,
-        corner: tiling.Box,
-        extents: tiling.Box,
-        start: int,
-        from_x: bool,
-    ) -> None:
-        self.extents, self.start, self.pixels = extents, start, math.prod(extents)
-        self.region: tuple[Any, ...] = (
-            ...,
-            *(slice(c, c + n) for c, n in zip(corner, extents, strict=True)),
-        )
-        self.read = None if from_x else windows.reading(problem, corner, extents)
-        self.copies: dict[int, list[list[windows.Copy]]] = {}  # of every phase and tap s
-        for phase, rows in _phases(problem, extents[0]):
-            self.copies[phase] = [
-                windows.rows(problem, corner, phase, rows, s, extents[1], from_x)
-                for s in range(problem.filter[1])
-            ]
-
-
-@lru_cache(maxsize=256)
-def _boxes(problem: ConvProblem, box: tiling.Box, from_x: bool) -> list[_Box]:
-    return [_Box(problem, *each, from_x) for each in tiling.boxes(problem.output, box)]
 
 
 @dataclass(frozen=True)
 class _Views:
     """One worker's scratch memory, as the arrays that blocks of one size need."""
 
-    block: HostArray  # (images, groups, channels, h, w), the padded input
-    columns: dict[int, HostArray]  # of each phase, (images, groups, s, channels, rows, q)
-    matrices: list[HostArray]  # of each filter row, (groups, depth, p * images * q)
+    columns: filter_rows.Columns
     sums: HostArray  # (groups, K/G, p * images * q)
     images: HostArray  # the same, (images, groups, K/G, p, q)
     more: HostArray  # like `sums`
@@ -338,32 +295,14 @@ class _Scratch:
 
     def _make(self, box: tiling.Box, groups: int) -> _Views:
         problem, images, (p, q) = self._problem, self._cut.images, box
-        channels, rows = problem.group_in_channels, problem.group_out_channels
-        s = problem.filter[1]
-        row = images * q
-        columns, flat, used = {}, {}, 0
-        for phase, count in _phases(problem, p):
-            size = groups * s * channels * count * row
-            run = self._columns[used : used + size]
-            used += size
-            flat[phase] = run.reshape(groups, s * channels, count * row)
-            columns[phase] = run.reshape(groups, s, channels, count, images, q).transpose(
-                4, 0, 1, 2, 3, 5
-            )
-        matrices = []
-        for r in range(problem.filter[0]):
-            shift, phase = divmod(r * problem.dilation[0], problem.stride[0])
-            matrices.append(flat[phase][:, :, shift * row : (shift + p) * row])
-        extents = windows.extents(problem, box)
-        shape = (groups, rows, p * row)
+        shape = (groups, problem.group_out_channels, p * images * q)
         sums = self._sums[: math.prod(shape)].reshape(shape)
+        channels = problem.group_in_channels
         return _Views(
-            block=self._block[: images * groups * channels * math.prod(extents)].reshape(
-                images, groups, channels, *extents
+            columns=filter_rows.make(
+                problem, box, images, groups, channels, self._block, self._columns
             ),
-            columns=columns,
-            matrices=matrices,
             sums=sums,
-            images=sums.reshape(groups, rows, p, images, q).transpose(3, 0, 1, 2, 4),
+            images=sums.reshape(*shape[:2], p, images, q).transpose(3, 0, 1, 2, 4),
             more=self._more[: math.prod(shape)].reshape(shape),
         )

@@ -62,9 +62,19 @@ def parts(problem: ConvProblem, box: Box, images: int, threads: int) -> int:
     return threads // max(blocks, 1)
 
 
-def speedup(blocks: int, threads: int) -> float:
-    """By how much `threads` shorten equal blocks: the last round may leave some of them idle."""
-    return blocks / math.ceil(blocks / threads)
+_HANDOVER_SECONDS = 50e-6  # until a thread that waits for the interpreter's lock runs again
+
+
+def speedup(blocks: int, threads: int, call_seconds: float = math.inf) -> float:
+    """By how much `threads` shorten equal blocks: the last round may leave some of them idle.
+
+    Threads take turns at Python between NumPy's calls: calls of `call_seconds` overlap only as far
+    as they outlast a turn.
+    """
+    most = blocks / math.ceil(blocks / threads)
+    if call_seconds == math.inf:
+        return most
+    return 1 + (most - 1) * call_seconds / (call_seconds + _HANDOVER_SECONDS)
 
 
 def balance(output: Box, pixels: int, batch: int, threads: int, fewest: int) -> int:

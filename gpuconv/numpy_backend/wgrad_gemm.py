@@ -81,7 +81,7 @@ def cost(problem: ConvProblem, device: Cpu) -> float:
     cut = _tiling(problem, device)
     size = gemm.itemsize(problem)
     taps, pixels = math.prod(problem.filter), cut.images * math.prod(cut.box)
-    rate = 1.5 * device.gemm_flops * 4 / size
+    rate = 1.3 * device.gemm_flops * 4 / size
     if cut.filters == 1:
         rate /= 4  # a product with a vector, of another kind
     for extent, half in ((cut.filters, 8), (pixels, 16), (cut.channels * taps, 8)):
@@ -94,7 +94,10 @@ def cost(problem: ConvProblem, device: Cpu) -> float:
     items = math.prod(problem.w_shape) / cut.item(problem)
     calls = items * blocks * (16 + cut.groups) * device.call_seconds
     seconds = problem.flops / rate + (copied + summed) / device.copy_bytes + calls
-    return seconds / cut.threads + problem.bytes_moved / device.memory_bytes + device.start_seconds
+    # Groups are many short calls, between which threads take turns at Python.
+    call = seconds / max(items * blocks * 10, 1) if problem.groups > 1 else math.inf
+    threads = tiling.speedup(cut.threads, cut.threads, call)
+    return seconds / threads + problem.bytes_moved / device.memory_bytes + device.start_seconds
 
 
 def workspace(problem: ConvProblem, device: Cpu) -> int:
