@@ -15,13 +15,18 @@
 //              that a tap has moved off their 16 bytes: they go through registers, under way while
 //              a slice is multiplied, and turn there into rows of k, as ldmatrix takes any type
 //   2 packed   any channels, few as they may be: each k of a chunk has a tap of its own
+//   3 pixels   NCHW, a 1x1 filter that moves nothing, 16-bit elements: 16 bytes of x, neighbouring
+//              pixels of one channel, copied asynchronously; ldmatrix turns them
 //   Where taps lie is worked out once per slice, by a thread each, into `taps`.
 //   vectors, gather: k = (((c/B*T + t)*R + r)*S + s)*B + c%B    B = tiling.block channels of a tap
 //   packed:          k = ((c*T + t)*R + r)*S + s
-// Other strides than those expected are read too, only slower.
+//   pixels:          k = c, as the last two have it there
+// Other strides than those expected are read too, only slower; but by `pixels`.
 //
-// Mapping: a block computes TILE_M x TILE_N sums of one group, over one share ("split") of k.
-//   blockIdx.x = ((split*G + group)*pixel_tiles + pixel tile)*channel_tiles + channel tile
+// Mapping: a tile is TILE_M x TILE_N sums of one group, over one share ("split") of k. Block b
+// computes the tiles b, b + gridDim.x, ...; tile number
+//   (((split*G + group)*bands + band)*pixel_tiles + pixel tile)*B + channel tile of the band
+//       B = tiling.band channel tiles, all of them or as many as the L2 cache holds w for
 // so that blocks which run together read the same pixels. Splits write their sums to `partial`,
 // which split_sum.cu adds up in order. A block may also compute all parts of its sums itself
 // (tiling.split_slices > tiling.part_slices): it adds them up in the same order, to the same bits,
@@ -40,7 +45,8 @@
 //   float64             m8n8k4
 //
 // Shared memory, in a ring of STAGES; slice i + STAGES - 1 is on its way while slice i is
-// multiplied, with one barrier per slice:
+// multiplied, with one barrier per slice. The ring goes on from a tile to the block's next: that
+// one's first slices are on their way while the sums of the one before are stored.
 //
 //   stage 0          | stage 1          | ... |
 //   x tile | w tile  | x tile | w tile  |          x: TILE_N rows, w: TILE_M rows of 64 bytes
@@ -58,15 +64,18 @@
 //   A lane of float64 takes 16 bytes, k = 2t and 2t + 1, for two products: any order of k will do
 //   as long as rows and columns have the same.
 //
-//   At the end each warp has a piece of the stages to itself: 16 rows of y, of 8 elements more than
-//   there are columns, which keeps the writes of a fragment free of bank conflicts.
+//   The x tile of `pixels` is TILE_K rows of TILE_N pixels, chunk c of row k at c ^ (k % 8).
+//
+//   At the end of a tile each warp has a piece of the stage that was multiplied last, which none
+//   is loaded into yet: 8 rows of y, whose chunks are permuted so that neither the writes of a
+//   fragment nor the reads of a row meet in a bank.
 //
 // Macros:
 //   X_T, W_T, B_T, Y_T  float16, bfloat16, float32 or float64, all the same
 //   ACC_T               float32; float64 for float64
 //   PRODUCTS            1, or 3 for float32 in three products
 //   INDEX_T             int32, or int64 where an array spans 2^31 elements or more
-//   LOAD                0, 1 or 2, see above
+//   LOAD                0, 1, 2 or 3, see above
 //   CHANNELS_LAST       0 or 1, see above
 //   TILE_M, TILE_N      multiples of WARP_M and WARP_N; whole loads of the block
 //   WARP_M, WARP_N      multiples of 16; of 32 for the columns
@@ -131,11 +140,14 @@ static_assert(Same<ACC_T, float64>::value ? Same<X_T, float64>::value
               "ACC_T: float64 for float64, else float32");
 static_assert(PRODUCTS == 1 || (PRODUCTS == 3 && Same<X_T, float32>::value),
               "PRODUCTS: 1, or 3 for float32");
-static_assert(LOAD >= 0 && LOAD <= 2, "LOAD: 0 (vectors), 1 (gather) or 2 (packed)");
+static_assert(LOAD >= 0 && LOAD <= 3, "LOAD: 0 (vectors), 1 (gather), 2 (packed) or 3 (pixels)");
 static_assert(CHANNELS_LAST == 0 || CHANNELS_LAST == 1, "CHANNELS_LAST: 0 or 1");
+static_assert(LOAD != 3 || (sizeof(X_T) == 2 && !CHANNELS_LAST),
+              "LOAD: 3 (pixels) for 16-bit elements in planes");
 static_assert(STAGES >= 2 && STAGES <= 5, "STAGES: 2 to 5");
 
-constexpr bool VECTORS = LOAD == 0, PACKED = LOAD == 2;
+constexpr bool VECTORS = LOAD == 0, PACKED = LOAD == 2, PIXELS = LOAD == 3;
+constexpr bool STAGED = LOAD == 1 || PACKED;  // x goes through registers
 constexpr int CHUNK = 16 / sizeof(X_T);
 constexpr int CHUNKS = 4;  // of a row of a tile
 constexpr int TILE_K = CHUNK * CHUNKS;
@@ -153,9 +165,10 @@ constexpr int LOAD_ROWS = BLOCK / CHUNKS;  // rows of chunks that the block copi
 constexpr int W_LOADS = TILE_M / LOAD_ROWS;
 constexpr int X_LOADS = TILE_N * CHUNKS / BLOCK;
 constexpr int TAPS = PACKED ? TILE_K : CHUNKS;  // of a slice
-constexpr int X_PIXELS = VECTORS ? X_LOADS : 1;  // of a thread
+constexpr int X_PIXELS = VECTORS ? X_LOADS : PIXELS ? 2 : 1;  // of a thread
 constexpr int X_TILE = TILE_N * CHUNKS, STAGE = X_TILE + TILE_M * CHUNKS;  // chunks
-constexpr int PITCH = COLUMNS + 8;  // elements from one row to the next, at the end
+constexpr int PIXEL_CHUNKS = TILE_N / CHUNK;  // pixels: of a row
+constexpr int PIXEL_ROWS = BLOCK / PIXEL_CHUNKS;  // that the block copies at once
 
 static_assert(WARP_M % 16 == 0 && WARP_N % 16 == 0 && COLUMNS % 32 == 0 && COLUMNS <= 64,
               "WARP_M, WARP_N: whole products, and columns for whole warps at the end");
@@ -163,36 +176,51 @@ static_assert(TILE_M % WARP_M == 0 && TILE_N % WARP_N == 0 && BLOCK <= 1024,
               "TILE_M, TILE_N: whole warps");
 static_assert(TILE_M % LOAD_ROWS == 0 && TILE_N % LOAD_ROWS == 0,
               "TILE_M, TILE_N: the copies divide evenly among the threads");
-static_assert(VECTORS || (BLOCK % TILE_N == 0 && CHUNKS % (BLOCK / TILE_N) == 0),
+static_assert(!STAGED || (BLOCK % TILE_N == 0 && CHUNKS % (BLOCK / TILE_N) == 0),
               "TILE_N: a thread of `gather` and `packed` has one pixel");
+static_assert(!PIXELS || (BLOCK % PIXEL_CHUNKS == 0 && TILE_K % PIXEL_ROWS == 0),
+              "TILE_N: a thread of `pixels` has the same ones in every row");
 static_assert(BLOCK >= TAPS, "TILE_M, TILE_N: a thread for each tap");
-static_assert(BLOCK / 32 * 16 * PITCH * (int)sizeof(ACC_T) <= STAGES * STAGE * 16,
-              "STAGES: room for the rows of all warps at the end");
+static_assert(BLOCK / 32 * 8 * COLUMNS * (int)sizeof(ACC_T) <= STAGE * 16,
+              "TILE_M, TILE_N: room in a stage for the rows of all warps at the end");
 
 // Blocks of a multiprocessor that the registers are shared among, as few as the sums need (and the
 // fragments of three products): fragments of two steps and addresses come on top of them.
 constexpr int SUM_WORDS = SUMS * (int)sizeof(ACC_T) / 4 * (PRODUCTS == 3 ? 2 : 1);
-constexpr int REGISTERS = SUM_WORDS >= 128                            ? 255
-                          : SUM_WORDS >= 64 || sizeof(INDEX_T) == 8 ? 168
-                                                                    : 128;
+constexpr int WIDE = sizeof(INDEX_T) == 8;
+// Before sm_80 shared memory has room for one block only; on sm_86 and sm_89 for two of `packed`.
+constexpr bool ROOMY = PACKED && (__CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890);
+constexpr int REGISTERS = !PTX_HAS_SM80 || SUM_WORDS >= (WIDE ? 64 : 128) ? 255
+                          : SUM_WORDS >= 64 || WIDE || ROOMY              ? 168
+                                                                          : 128;
 constexpr int MIN_BLOCKS = 65536 / REGISTERS / BLOCK > 1 ? 65536 / REGISTERS / BLOCK : 1;
 
 // What the launch decides beside the problem. implicit_gemm_mma.TILING is the same in NumPy.
 struct Tiling {
-    Divisor channel_tiles, pixel_tiles, groups;
+    Divisor band;          // channel tiles that follow each other
+    Divisor pixel_tiles;
+    Divisor bands;         // of all channel tiles of a group
+    Divisor groups;
     Divisor block;         // vectors, gather: channels of one tap that follow each other in k
     int64 split_stride;    // elements of `partial` from one split's sums to the next's
+    int32 tiles;           // of all
     int32 depth;           // k's
     int32 slices;          // of TILE_K that cover them
     int32 part_slices;     // of them in one part of a sum
     int32 split_slices;    // in one split: a part, or all of them
     int32 w_vector;        // whether 16 bytes of w along k can be copied at once
-    int32 x_vector;        // vectors: whether 16 bytes of x along c can be
+    int32 x_vector;        // vectors: whether 16 bytes of x along c can be; pixels: whether 16
+                           // bytes along w can be, else 8
     int32 y_vector;        // whether 16 bytes of y along the columns can be written
     int32 partial_vector;  // the same of `partial`
 };
-static_assert(sizeof(Tiling) == 104, "implicit_gemm_mma.TILING mirrors this");
+static_assert(sizeof(Tiling) == 128, "implicit_gemm_mma.TILING mirrors this");
 
+// Where a tile begins.
+struct Origin {
+    INDEX_T pixel;
+    int channel, group, split;
+};
 // Where the channels of a chunk lie from tap (0, 0, 0) of channel 0 on, and the tap's position.
 struct __align__(16) Tap {
     INDEX_T offset, d, h, w;
@@ -267,6 +295,16 @@ __device__ __forceinline__ void load_fragment(Fragment<T>& f, const int4* rows, 
     }
 }
 
+// Of 16 columns, the chunks `first` and the next, where rows of the tile are k's.
+template <class T>
+__device__ __forceinline__ void load_pixels(Fragment<T>& f, const int4* tile, int first, int step,
+                                            int lane) {
+    if constexpr (sizeof(T) == 2) {
+        const int k = 16 * step + lane % 16;
+        ldmatrix_x4_trans(f.word, tile + k * PIXEL_CHUNKS + ((first + lane / 16) ^ (k % 8)));
+    }
+}
+
 // sum += a * (the first or second 8 columns of b)
 template <class T, class Acc>
 __device__ __forceinline__ void multiply(Acc (&sum)[4], const Fragment<T>& a,
@@ -300,7 +338,7 @@ __device__ __forceinline__ void multiply(Acc (&sum)[4], const Fragment<T>& a,
 #endif
 }
 
-// ---- the end ---------------------------------------------------------------------------------
+// ---- the end of a tile -----------------------------------------------------------------------
 
 typedef ACC_T Sums[ROW_BLOCKS][2 * COLUMN_PAIRS][4];  // of a thread
 
@@ -311,12 +349,17 @@ struct Target {
     int first;              // channel of the group
 };
 
-// y = sum, rounded once. 16 rows at a time go by way of `tile`, which is the warp's own.
+// y = sum, rounded once. 8 rows at a time go by way of `tile`, which is the warp's own.
 template <class Out, class Index>
 __device__ __forceinline__ void store_sums(Out* __restrict__ y, const Sums& sum, Out* tile,
                                            const Target& to, bool vector, int lane,
                                            const Problem& p) {
     constexpr int VECTOR = 16 / sizeof(Out), LANES = COLUMNS / VECTOR;  // that a row takes
+    const auto in_tile = [](int row, int column) {
+        constexpr int OF_EIGHT = 8 / VECTOR;  // chunks that eight columns of a fragment take
+        const int turn = LANES < 8 ? row / 2 % 4 : OF_EIGHT * (row % VECTOR);
+        return (row * LANES + (column / VECTOR ^ turn)) * VECTOR + column % VECTOR;
+    };
     const Index stride_k = (Index)p.y_strides[1];
     y += to.first * stride_k;
     const auto exists = [&](int row, int column) {
@@ -338,36 +381,36 @@ __device__ __forceinline__ void store_sums(Out* __restrict__ y, const Sums& sum,
     for (int j = 0; j < COLUMNS / 32; ++j) at_column[j] = column_offset(column + 32 * j);
 #pragma unroll
     for (int i = 0; i < ROW_BLOCKS; ++i) {
-        __syncwarp();  // the rows before these have been read
 #pragma unroll
-        for (int j = 0; j < 2 * COLUMN_PAIRS; ++j) {
+        for (int half = 0; half < 2; ++half) {
+            __syncwarp();  // the rows before these have been read
 #pragma unroll
-            for (int half = 0; half < 2; ++half) {
+            for (int j = 0; j < 2 * COLUMN_PAIRS; ++j) {
                 Pair<Out> pair;
                 pair.element[0] = convert<Out>(sum[i][j][2 * half]);
                 pair.element[1] = convert<Out>(sum[i][j][2 * half + 1]);
                 *reinterpret_cast<Pair<Out>*>(
-                    tile + (lane / 4 + 8 * half) * PITCH + 8 * j + lane % 4 * 2) = pair;
+                    tile + in_tile(lane / 4, 8 * j + lane % 4 * 2)) = pair;
             }
-        }
-        __syncwarp();  // all of these rows are written
-        if (vector) {
+            __syncwarp();  // all of these rows are written
+            const int first = 16 * i + 8 * half;
+            if (vector) {
 #pragma unroll
-            for (int r = 0; r < 16; r += 32 / LANES) {
-                // Two rows that 8 lanes read at once are four apart: in different banks.
-                const int of = lane / LANES, row = r + (LANES == 4 ? of % 2 * 4 + of / 2 : of);
-                if (!exists(16 * i + row, column)) continue;
-                *reinterpret_cast<Stored<Out>*>(y + row_offset(16 * i + row) + at_column[0]) =
-                    *reinterpret_cast<const Stored<Out>*>(tile + row * PITCH + column);
-            }
-        } else {
+                for (int r = 0; r < 8; r += 32 / LANES) {
+                    const int row = r + lane / LANES;
+                    if (!exists(first + row, column)) continue;
+                    *reinterpret_cast<Stored<Out>*>(y + row_offset(first + row) + at_column[0]) =
+                        *reinterpret_cast<const Stored<Out>*>(tile + in_tile(row, column));
+                }
+            } else {
 #pragma unroll 1
-            for (int row = 0; row < 16; ++row) {
-                const Index at = row_offset(16 * i + row);
+                for (int row = 0; row < 8; ++row) {
+                    const Index at = row_offset(first + row);
 #pragma unroll
-                for (int j = 0; j < COLUMNS / 32; ++j) {
-                    if (!exists(16 * i + row, column + 32 * j)) continue;
-                    y[at + at_column[j]] = tile[row * PITCH + column + 32 * j];
+                    for (int j = 0; j < COLUMNS / 32; ++j) {
+                        if (!exists(first + row, column + 32 * j)) continue;
+                        y[at + at_column[j]] = tile[in_tile(row, column + 32 * j)];
+                    }
                 }
             }
         }
@@ -386,31 +429,40 @@ implicit_gemm_mma(const X_T* __restrict__ x, const W_T* __restrict__ w,
     if (!SERVED) return;
     const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
 
-    // ---- which tile this block computes
-    int rest = blockIdx.x;
-    const int channel0 = split_off(rest, tiling.channel_tiles) * TILE_M;
-    const Index pixel0 = (Index)split_off(rest, tiling.pixel_tiles) * TILE_N;
-    const int group = split_off(rest, tiling.groups);
-    const int split = rest;
-    const int first_slice = split * tiling.split_slices;
-    const int count = min(tiling.split_slices, tiling.slices - first_slice);
     const Index pixels = (Index)p.batch * (Index)p.output[AXIS_D] * (Index)p.output[AXIS_H] *
                          (Index)p.output[AXIS_W];
     const int group_in = (int)p.group_in, group_out = (int)p.group_out;
 
-    // ---- what this thread loads: of w a chunk of the rows load_row + i*LOAD_ROWS, of x the same
-    // or, where x goes through registers, the chunks x_chunk + j*CHUNK_STEP of one pixel
+    const auto origin_of = [&](int tile) {
+        Origin at;
+        at.channel = split_off(tile, tiling.band);
+        at.pixel = (Index)split_off(tile, tiling.pixel_tiles) * TILE_N;
+        at.channel += split_off(tile, tiling.bands) * (int)tiling.band.value;
+        at.channel *= TILE_M;
+        at.group = split_off(tile, tiling.groups);
+        at.split = tile;
+        return at;
+    };
+    const auto slices_of = [&](int split) {
+        return min(tiling.split_slices, tiling.slices - split * tiling.split_slices);
+    };
+
+    // ---- what this thread loads: of w a chunk of the rows load_row + i*LOAD_ROWS, of x the same;
+    // where x goes through registers, the chunks x_chunk + j*CHUNK_STEP of one pixel; of `pixels`
+    // one chunk of the rows thread / PIXEL_CHUNKS + i*PIXEL_ROWS
+    int load_tile = blockIdx.x, next_slice = 0, end_slice = 0;  // what is loaded next, and of it
+    Index w_row[W_LOADS];
+    Tap pixel[X_PIXELS];
     const int load_row = thread / CHUNKS, load_chunk = thread % CHUNKS;
     // Channels past the end repeat the last, pixels past it the first: nobody stores their sums.
-    const auto row_of_w = [&](int i) {
-        const int row = min(channel0 + load_row + i * LOAD_ROWS, group_out - 1);
-        return (Index)p.w_offset + (group * group_out + row) * (Index)p.w_strides[0];
+    const auto row_of_w = [&](const Origin& at, int i) {
+        const int row = min(at.channel + load_row + i * LOAD_ROWS, group_out - 1);
+        return (Index)p.w_offset + (at.group * group_out + row) * (Index)p.w_strides[0];
     };
-    Index w_row[W_LOADS];
-#pragma unroll
-    for (int i = 0; i < W_LOADS; ++i) w_row[i] = row_of_w(i);
-    const auto pixel_of_x = [&](int i) {
-        Index n = pixel0 + (VECTORS ? load_row + i * LOAD_ROWS : thread % TILE_N);
+    const auto pixel_of_x = [&](const Origin& at, int i) {
+        Index n = at.pixel + (VECTORS  ? load_row + i * LOAD_ROWS
+                              : PIXELS ? thread % PIXEL_CHUNKS * CHUNK + i * CHUNK / 2
+                                       : thread % TILE_N);
         n = n < pixels ? n : 0;
         Tap first;  // tap (0, 0, 0), which may lie beyond the edge
         first.w = split_off(n, p.output_divisor[AXIS_W]) * (Index)p.stride[AXIS_W] -
@@ -420,18 +472,24 @@ implicit_gemm_mma(const X_T* __restrict__ x, const W_T* __restrict__ w,
         first.d = split_off(n, p.output_divisor[AXIS_D]) * (Index)p.stride[AXIS_D] -
                   (Index)p.pad_lo[AXIS_D];
         first.offset = n * (Index)p.x_strides[0] +
-                       (Index)group * group_in * (Index)p.x_strides[1] +
+                       (Index)at.group * group_in * (Index)p.x_strides[1] +
                        first.d * (Index)p.x_strides[2] + first.h * (Index)p.x_strides[3] +
                        first.w * (Index)p.x_strides[4];
         return first;
     };
-    Tap pixel[X_PIXELS];
+    const auto begin_tile = [&] {
+        const Origin at = origin_of(load_tile);
+        next_slice = at.split * tiling.split_slices;
+        end_slice = next_slice + slices_of(at.split);
 #pragma unroll
-    for (int i = 0; i < X_PIXELS; ++i) pixel[i] = pixel_of_x(i);
+        for (int i = 0; i < W_LOADS; ++i) w_row[i] = row_of_w(at, i);
+#pragma unroll
+        for (int i = 0; i < X_PIXELS; ++i) pixel[i] = pixel_of_x(at, i);
+    };
 
     // ---- the taps of a slice's chunks, or of its k; past the end of the first: none is read there
-    const auto find_taps = [&](int slice) {
-        if (thread < TAPS) {
+    const auto find_taps = [&](int slice, int slot) {
+        if (!PIXELS && thread < TAPS) {
             int k = slice * TILE_K + thread * (PACKED ? 1 : CHUNK);
             k = k < tiling.depth ? k : 0;
             int c = PACKED ? 0 : split_off(k, tiling.block);
@@ -445,9 +503,9 @@ implicit_gemm_mma(const X_T* __restrict__ x, const W_T* __restrict__ w,
             tap.w = s * (Index)p.dilation[AXIS_W];
             tap.offset = c * (Index)p.x_strides[1] + tap.d * (Index)p.x_strides[2] +
                          tap.h * (Index)p.x_strides[3] + tap.w * (Index)p.x_strides[4];
-            taps[slice & 1][thread] = tap;
-            w_taps[slice & 1][thread] = c * (Index)p.w_strides[1] + t * (Index)p.w_strides[2] +
-                                        r * (Index)p.w_strides[3] + s * (Index)p.w_strides[4];
+            taps[slot][thread] = tap;
+            w_taps[slot][thread] = c * (Index)p.w_strides[1] + t * (Index)p.w_strides[2] +
+                                   r * (Index)p.w_strides[3] + s * (Index)p.w_strides[4];
         }
     };
     // Whether `tap` of a pixel is read, and where: in the image, or where the mode folds it to.
@@ -464,17 +522,36 @@ implicit_gemm_mma(const X_T* __restrict__ x, const W_T* __restrict__ w,
     const bool zeros = p.boundary == BOUNDARY_ZEROS;
 
     // ---- global memory -> a stage: copied asynchronously, or else at once
-    const auto copy_slice = [&](int slice, int4* stage) {
-        const int slot = slice & 1, k = slice * TILE_K + load_chunk * CHUNK;
+    const auto copy_slice = [&](int slice, int slot, int4* stage) {
+        const int k = slice * TILE_K + load_chunk * CHUNK;
         const bool live = k < tiling.depth;
+#if LOAD == 3
+        const int row = thread / PIXEL_CHUNKS, column = thread % PIXEL_CHUNKS;
+        const Index plane = (Index)p.x_strides[1];
+#pragma unroll
+        for (int i = 0; i < X_LOADS; ++i) {
+            const int of = row + i * PIXEL_ROWS, c = slice * TILE_K + of;
+            int4* const to = stage + of * PIXEL_CHUNKS + (column ^ (of % 8));
+            if (tiling.x_vector) {
+                cp_async_16(to, x + (pixel[0].offset + c * plane), c < tiling.depth);
+            } else {
+#pragma unroll
+                for (int half = 0; half < 2; ++half) {
+                    cp_async_8(reinterpret_cast<int2*>(to) + half,
+                               x + (pixel[half].offset + c * plane), c < tiling.depth);
+                }
+            }
+        }
+#endif
         stage += place(load_row, load_chunk);
 #if LOAD == 0
         const Tap tap = taps[slot][load_chunk];
         // Most of what a tap reads the next ones read again: hence by way of L1.
         if (!tiling.x_vector) {
+            const Origin origin = origin_of(load_tile);
 #pragma unroll 1  // in few registers: pixels are worked out once more
             for (int i = 0; i < X_LOADS; ++i) {
-                const Tap first = pixel_of_x(i);
+                const Tap first = pixel_of_x(origin, i);
                 const bool read = live & (!zeros | in_image(first, tap));
                 const Index at = read ? folded_at(first, tap) : 0;
                 Loaded chunk;
@@ -502,21 +579,24 @@ implicit_gemm_mma(const X_T* __restrict__ x, const W_T* __restrict__ w,
 #endif
         stage += X_TILE;
         if (tiling.w_vector) {
-            const Index at = PACKED ? (Index)k : w_taps[slot][load_chunk];
+            const Index at = PACKED || PIXELS ? (Index)k : w_taps[slot][load_chunk];
 #pragma unroll
             for (int i = 0; i < W_LOADS; ++i) {
                 cp_async_16(stage + i * LOAD_ROWS * CHUNKS, w + (w_row[i] + at), live);
             }
             return;
         }
+        const Origin origin = origin_of(load_tile);
 #pragma unroll 1
         for (int i = 0; i < W_LOADS; ++i) {
-            const Index row = row_of_w(i);
+            const Index row = row_of_w(origin, i);
             Loaded chunk;
 #pragma unroll
             for (int e = 0; e < CHUNK; ++e) {
-                const Index at = PACKED ? w_taps[slot][(load_chunk * CHUNK + e) % TAPS]
-                                        : w_taps[slot][load_chunk] + e * (Index)p.w_strides[1];
+                const Index at =
+                    PACKED   ? w_taps[slot][(load_chunk * CHUNK + e) % TAPS]
+                    : PIXELS ? (k + e) * (Index)p.w_strides[1]
+                             : w_taps[slot][load_chunk] + e * (Index)p.w_strides[1];
                 chunk.element[e] = k + e < tiling.depth ? w[row + at] : convert<X_T>(0.0f);
             }
             *reinterpret_cast<Loaded*>(stage + i * LOAD_ROWS * CHUNKS) = chunk;
@@ -524,13 +604,13 @@ implicit_gemm_mma(const X_T* __restrict__ x, const W_T* __restrict__ w,
     };
 
     // ---- global memory -> registers -> a stage: x where it is not copied
-    constexpr int LOADED = VECTORS ? 1 : X_LOADS;
-    constexpr int CHUNK_STEP = VECTORS ? 1 : BLOCK / TILE_N;
+    constexpr int LOADED = STAGED ? X_LOADS : 1;
+    constexpr int CHUNK_STEP = STAGED ? BLOCK / TILE_N : 1;
     const int x_row = thread % TILE_N, x_chunk = thread / TILE_N;
     X_T loaded[LOADED][CHUNK];
-    const auto load_slice = [&](int slice) {
-#if LOAD != 0
-        const int slot = slice & 1, live = tiling.depth - slice * TILE_K;
+    const auto load_slice = [&](int slice, int slot) {
+#if LOAD == 1 || LOAD == 2
+        const int live = tiling.depth - slice * TILE_K;
 #pragma unroll
         for (int j = 0; j < LOADED; ++j) {
             const int chunk = x_chunk + j * CHUNK_STEP;
@@ -565,7 +645,7 @@ implicit_gemm_mma(const X_T* __restrict__ x, const W_T* __restrict__ w,
 #endif
     };
     const auto store_slice = [&](int4* stage) {
-#if LOAD != 0
+#if LOAD == 1 || LOAD == 2
 #pragma unroll
         for (int j = 0; j < LOADED; ++j) {
             Loaded chunk;
@@ -597,8 +677,12 @@ implicit_gemm_mma(const X_T* __restrict__ x, const W_T* __restrict__ w,
             }
 #pragma unroll
             for (int j = 0; j < COLUMN_PAIRS; ++j) {
-                load_fragment<false>(b[step & 1][j], stage + columns_at + j * 16 * CHUNKS, step,
-                                     lane);
+                if (PIXELS) {
+                    load_pixels(b[step & 1][j], stage, (warp_n + 16 * j) / CHUNK, step, lane);
+                } else {
+                    load_fragment<false>(b[step & 1][j], stage + columns_at + j * 16 * CHUNKS,
+                                         step, lane);
+                }
             }
         };
         load_step(0);
@@ -625,76 +709,89 @@ implicit_gemm_mma(const X_T* __restrict__ x, const W_T* __restrict__ w,
         }
     };
 
-    // ---- the slices
-    find_taps(first_slice);
-    __syncthreads();  // the taps of a slice are written before any is read
-#pragma unroll 1
-    for (int slice = 0; slice < STAGES - 1; ++slice) {
-        if (slice < count) {
-            copy_slice(first_slice + slice, stages + slice * STAGE);
-            load_slice(first_slice + slice);
-            store_slice(stages + slice * STAGE);
-            find_taps(first_slice + slice + 1);
+    // ---- registers -> y, by way of a stage
+    const auto store_tile = [&](int number, int4* stage) {
+        const Origin at = origin_of(number);
+        const Target to = {at.pixel + warp_n, pixels, at.channel + warp_m, group_out,
+                           at.group * group_out};
+        if (bias != nullptr) {
+            const auto bias_of = [&](int m) {
+                m += to.channel;
+                m = to.first + (m < group_out ? m : 0);
+                return load<ACC_T>(bias, m * (Index)p.bias_stride, 0);
+            };
+#pragma unroll
+            for (int i = 0; i < (CHANNELS_LAST ? 2 * COLUMN_PAIRS : ROW_BLOCKS); ++i) {
+                // Two neighbouring columns, or rows eight apart.
+                const int m = CHANNELS_LAST ? 8 * i + lane % 4 * 2 : 16 * i + lane / 4;
+                const ACC_T b[2] = {bias_of(m), bias_of(m + (CHANNELS_LAST ? 1 : 8))};
+#pragma unroll
+                for (int j = 0; j < (CHANNELS_LAST ? ROW_BLOCKS : 2 * COLUMN_PAIRS); ++j) {
+#pragma unroll
+                    for (int e = 0; e < 4; ++e) {
+                        ACC_T& value = CHANNELS_LAST ? sum[j][i][e] : sum[i][j][e];
+                        value = add(value, b[CHANNELS_LAST ? e % 2 : e / 2]);
+                    }
+                }
+            }
         }
-        cp_async_commit();
-        __syncthreads();  // as above
-    }
-    int multiplied = 0, filled = STAGES - 1;  // the stages of this slice and of the one to load
+        ACC_T* const room = reinterpret_cast<ACC_T*>(stage) + warp * 8 * COLUMNS;
+        if (partial != nullptr) {
+            store_sums<ACC_T, Index>(partial + at.split * (Index)tiling.split_stride, sum, room, to,
+                                     tiling.partial_vector, lane, p);
+        } else {
+            store_sums<Y_T, Index>(y, sum, reinterpret_cast<Y_T*>(room), to, tiling.y_vector,
+                                   lane, p);
+        }
+    };
+
+    // ---- the slices of all tiles
+    int tile = blockIdx.x, slice = 0;  // what is multiplied next
+    int count = slices_of(origin_of(tile).split);
     int part_end = tiling.part_slices;
+    int multiplied = 0, filled = 0;  // the stages of the slice to multiply and of the one to load
+    begin_tile();
+    find_taps(next_slice, 0);
 #pragma unroll 1
-    for (int slice = 0; slice < count; ++slice) {
+    for (int step = 0; tile < tiling.tiles; ++step) {
         cp_async_wait<STAGES - 2>();
-        __syncthreads();  // this slice is there, for all, and the previous one's stage is free
-        const int ahead = slice + STAGES - 1;
+        // The slice to multiply is there, for all, and so are the taps of the one to load; the
+        // stage of the slice before is free.
+        __syncthreads();
+        const bool loading = load_tile < tiling.tiles;
         int4* const to = stages + filled * STAGE;
-        if (ahead < count) {
-            copy_slice(first_slice + ahead, to);
-            load_slice(first_slice + ahead);
-            find_taps(first_slice + ahead + 1);
+        if (loading) {
+            copy_slice(next_slice, step & 1, to);
+            load_slice(next_slice, step & 1);
+            if (++next_slice == end_slice) {
+                load_tile += gridDim.x;
+                if (load_tile < tiling.tiles) begin_tile();
+            }
+            find_taps(next_slice, (step & 1) ^ 1);
         }
         cp_async_commit();
-        multiply_slice(stages + multiplied * STAGE);
-        if (ahead < count) store_slice(to);
-        const bool last = slice + 1 == count;
-        if (tiling.part_slices < tiling.split_slices && (last || slice + 1 == part_end)) {
+        filled = filled + 1 == STAGES ? 0 : filled + 1;
+        if (step < STAGES - 1) {  // there is none to multiply yet
+            if (loading) store_slice(to);
+            continue;
+        }
+        int4* const stage = stages + multiplied * STAGE;
+        multiply_slice(stage);
+        if (loading) store_slice(to);
+        multiplied = multiplied + 1 == STAGES ? 0 : multiplied + 1;
+        const bool last = ++slice == count;
+        if (tiling.part_slices < tiling.split_slices && (last || slice == part_end)) {
             add_part(part_end == tiling.part_slices);
             if (!last) clear();
             part_end += tiling.part_slices;
         }
-        multiplied = multiplied + 1 == STAGES ? 0 : multiplied + 1;
-        filled = filled + 1 == STAGES ? 0 : filled + 1;
-    }
-    cp_async_wait<0>();
-    __syncthreads();  // no stage is in use any more
-
-    // ---- registers -> y
-    const Target to = {pixel0 + warp_n, pixels, channel0 + warp_m, group_out, group * group_out};
-    if (bias != nullptr) {
-        const auto bias_of = [&](int m) {
-            m += to.channel;
-            m = to.first + (m < group_out ? m : 0);
-            return load<ACC_T>(bias, m * (Index)p.bias_stride, 0);
-        };
-#pragma unroll
-        for (int i = 0; i < (CHANNELS_LAST ? 2 * COLUMN_PAIRS : ROW_BLOCKS); ++i) {
-            // Two neighbouring columns, or rows eight apart.
-            const int m = CHANNELS_LAST ? 8 * i + lane % 4 * 2 : 16 * i + lane / 4;
-            const ACC_T b[2] = {bias_of(m), bias_of(m + (CHANNELS_LAST ? 1 : 8))};
-#pragma unroll
-            for (int j = 0; j < (CHANNELS_LAST ? ROW_BLOCKS : 2 * COLUMN_PAIRS); ++j) {
-#pragma unroll
-                for (int e = 0; e < 4; ++e) {
-                    ACC_T& value = CHANNELS_LAST ? sum[j][i][e] : sum[i][j][e];
-                    value = add(value, b[CHANNELS_LAST ? e % 2 : e / 2]);
-                }
-            }
-        }
-    }
-    ACC_T* const tile = reinterpret_cast<ACC_T*>(memory) + warp * 16 * PITCH;
-    if (partial != nullptr) {
-        store_sums<ACC_T, Index>(partial + split * (Index)tiling.split_stride, sum, tile, to,
-                                 tiling.partial_vector, lane, p);
-    } else {
-        store_sums<Y_T, Index>(y, sum, reinterpret_cast<Y_T*>(tile), to, tiling.y_vector, lane, p);
+        if (!last) continue;
+        __syncthreads();  // all have read this stage: it is theirs now
+        store_tile(tile, stage);
+        clear();
+        tile += gridDim.x;
+        slice = 0;
+        count = slices_of(origin_of(tile).split);
+        part_end = tiling.part_slices;
     }
 }

@@ -12,7 +12,7 @@
 //   BLOCK      threads per block, a multiple of 32 up to 1024
 //
 // One part has fewer than 2^31 elements, and all of them lie in a workspace; y may be of any size.
-// Launched by gpuconv/cuda_backend/implicit_gemm.py and wgrad_depthwise.py.
+// Launched by gpuconv/cuda_backend/split_sum.py.
 //   nvcc -std=c++17 -arch=sm_80 -cubin -DY_T=float16 -DB_T=float16 split_sum.cu
 
 #ifndef Y_T

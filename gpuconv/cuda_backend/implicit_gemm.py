@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from gpuconv import dtypes
-from gpuconv.cuda_backend import launch, rates
+from gpuconv.cuda_backend import launch, rates, split_sum
 from gpuconv.cuda_backend.launch import DIVISOR, Launch, Layout, Macros, Strides
 from gpuconv.dtypes import DType
 from gpuconv.plan import No, Plan
@@ -64,7 +64,7 @@ FLAT = Tile(32, 128, 4, 8, efficiency=0.65, blocks=5)  # few output channels
 SMALL = Tile(32, 32, 4, 4, efficiency=0.45, blocks=8)
 
 TYPES = (dtypes.FLOAT32, dtypes.FLOAT64, dtypes.FLOAT16, dtypes.BFLOAT16, dtypes.COMPLEX64)
-SUM_BLOCK = 256  # threads of split_sum
+_PACK_BLOCK = 256  # threads of pack_filter
 
 _SPLIT_LENGTH = 384  # the shortest sum worth a block of its own: large batches pay for its store
 _MOST_SPLITS = 8
@@ -107,21 +107,15 @@ def workspace(problem: ConvProblem, device: Any) -> int:
 
 
 def run(plan: Plan, x: Any, w: Any, bias: Any, out: Any) -> None:
-    call = bind(plan, x, w, bias, out)
-    if call is not None:
-        call(x, w, bias, out)
-        return
     problem, device = plan.problem, plan.device
     if _packs(problem, device):
         w = packed_filter(problem, device, x, w, bias, out)
     splits, images = _passes(problem, device)
-    parts = device.empty((splits * images * part_size(problem),), problem.accumulator.numpy)
+    if splits == 1:
+        images = x.shape[0]
     for first in range(0, x.shape[0], images):
-        some, result = x[first : first + images], out[first : first + images]
-        layout = Layout(some, w, bias, result)
-        multiply, add = prepare_split(problem, device, layout, splits)
-        multiply(device, some, w, None, parts)
-        add(device, parts, bias, result)
+        arrays = x[first : first + images], w, bias, out[first : first + images]
+        _bind(problem, device, *arrays)(*arrays)
 
 
 def bind(plan: Plan, x: Any, w: Any, bias: Any, out: Any) -> Callable[..., None] | None:
@@ -130,32 +124,44 @@ def bind(plan: Plan, x: Any, w: Any, bias: Any, out: Any) -> Callable[..., None]
     splits, images = _passes(problem, device)
     if splits > 1 and x.shape[0] > images:
         return None
-    pack, shape, dtype = None, w.shape, w.dtype
     if _packs(problem, device):
-        pack = prepare_packing(problem, device, Layout(x, w, bias, out))
-        if pack is not None:
-            w = channels_innermost(device, shape, dtype)
+        return bind_packed(problem, device, _bind, x, w, bias, out)
+    return _bind(problem, device, x, w, bias, out)
+
+
+def _bind(
+    problem: ConvProblem, device: Any, x: Any, w: Any, bias: Any, out: Any
+) -> Callable[..., None]:
     layout = Layout(x, w, bias, out)
+    splits, _ = _passes(problem, device)
     if splits == 1:
-        multiply = prepare(problem, device, layout)
-        add = None
-    else:
-        multiply, add = prepare_split(problem, device, layout, splits)
-    if pack is None and add is None:
-        return partial(multiply, device)
+        return partial(prepare(problem, device, layout), device)
+    multiply, add = prepare_split(problem, device, layout, splits)
     size = splits * x.shape[0] * part_size(problem)
 
     def call(x: Any, w: Any, bias: Any, out: Any) -> None:
-        if pack is not None:
-            packed = channels_innermost(device, shape, dtype)
-            pack(device, w, packed)
-            w = packed
-        if add is None:
-            multiply(device, x, w, bias, out)
-            return
         parts = device.empty((size,), problem.accumulator.numpy)
         multiply(device, x, w, None, parts)
         add(device, parts, bias, out)
+
+    return call
+
+
+def bind_packed(
+    problem: ConvProblem, device: Any, bind: Callable[..., Callable[..., None]],
+    x: Any, w: Any, bias: Any, out: Any,
+) -> Callable[..., None]:  # fmt: skip
+    """What `bind` makes of w with its channels innermost; w is copied first, where it need be."""
+    pack = prepare_packing(problem, device, Layout(x, w, bias, out))
+    if pack is None:
+        return bind(problem, device, x, w, bias, out)
+    shape, dtype = w.shape, w.dtype
+    multiply = bind(problem, device, x, channels_innermost(device, shape, dtype), bias, out)
+
+    def call(x: Any, w: Any, bias: Any, out: Any) -> None:
+        packed = channels_innermost(device, shape, dtype)
+        pack(device, w, packed)
+        multiply(x, packed, bias, out)
 
     return call
 
@@ -194,8 +200,8 @@ def prepare_packing(problem: ConvProblem, device: Any, layout: Layout) -> Launch
     threads = problem.out_channels * problem.group_in_channels
     return Launch(
         kernel=device.load("pack_filter", _pack_macros(problem.w_dtype)),
-        grid=(min(-(-threads // SUM_BLOCK), 16 * device.sm_count), 1, 1),
-        block=(SUM_BLOCK, 1, 1),
+        grid=launch.strided_grid(device, threads, _PACK_BLOCK),
+        block=(_PACK_BLOCK, 1, 1),
         constants=(p,),
     )
 
@@ -206,21 +212,12 @@ def prepare_split(
 ) -> tuple[Launch, Launch]:
     """The two passes of a split sum: products to the workspace, and from there to y."""
     shape = (layout.batch, *problem.y_shape[1:])
-    items = math.prod(shape)
     strides = contiguous_strides(shape, launch.channels_last(layout.y))
     multiply = _multiply(problem, device, layout, strides, 16, splits)
     k_tiles, split_tiles = (int(multiply.constants[1][f]) for f in ("k_tiles", "split_tiles"))
-    add = Launch(
-        kernel=device.load("split_sum", sum_macros(problem.x_dtype)),
-        grid=(min(-(-items // SUM_BLOCK), 16 * device.sm_count), 1, 1),
-        block=(SUM_BLOCK, 1, 1),
-        constants=(
-            launch.pack(problem, layout),
-            np.int32(items),
-            np.int32(-(-k_tiles // split_tiles)),
-        ),
-    )
-    return multiply, add
+    parts = -(-k_tiles // split_tiles)
+    p = launch.pack(problem, layout)
+    return multiply, split_sum.prepare(device, problem.x_dtype, p, math.prod(shape), parts)
 
 
 def _multiply(
@@ -400,12 +397,12 @@ def _per_cycle(accumulator: DType, device: Any) -> float:
 # ---- 16 bytes at once ------------------------------------------------------------------------
 
 
-def _multiples(strides: Strides, extents: tuple[int, ...], vector: int) -> bool:
+def multiples(strides: Strides, extents: tuple[int, ...], vector: int) -> bool:
     """Whether every step along an axis keeps the place within 16 bytes."""
     return all(s % vector == 0 for s, n in zip(strides, extents, strict=True) if n > 1)
 
 
-def _dense(strides: Strides, extents: tuple[int, ...]) -> bool:
+def dense(strides: Strides, extents: tuple[int, ...]) -> bool:
     """Whether the elements lie one after the other, the last axis fastest."""
     expected = 1
     for stride, extent in zip(reversed(strides), reversed(extents), strict=True):
@@ -423,12 +420,12 @@ def w_vector(problem: ConvProblem, p: Any, channels_inner: bool, vector: int) ->
             strides[1] == 1
             and extents[1] % vector == 0
             and int(p["w_offset"]) % vector == 0
-            and _multiples((strides[0], *strides[2:]), (extents[0], *extents[2:]), vector)
+            and multiples((strides[0], *strides[2:]), (extents[0], *extents[2:]), vector)
         )
     return (
         problem.reduction % vector == 0
-        and _dense(strides[1:], extents[1:])
-        and _multiples(strides[:1], extents[:1], vector)
+        and dense(strides[1:], extents[1:])
+        and multiples(strides[:1], extents[:1], vector)
     )
 
 
@@ -438,7 +435,7 @@ def x_vector(problem: ConvProblem, layout: Layout, vector: int) -> bool:
     return (
         layout.x[1] == 1
         and problem.group_in_channels % vector == 0
-        and _multiples(strides, extents, vector)
+        and multiples(strides, extents, vector)
     )
 
 
@@ -447,14 +444,14 @@ def y_vector(problem: ConvProblem, batch: int, y: Strides, fragment: int) -> int
     output = problem.output
     if (
         math.prod(output) % fragment == 0
-        and _dense(y[2:], output)
-        and _multiples(y[:2], (batch, problem.out_channels), fragment)
+        and dense(y[2:], output)
+        and multiples(y[:2], (batch, problem.out_channels), fragment)
     ):
         return STORE_PIXELS
     if (
         problem.group_out_channels % fragment == 0
         and y[1] == 1
-        and _multiples((y[0], *y[2:]), (batch, *output), fragment)
+        and multiples((y[0], *y[2:]), (batch, *output), fragment)
     ):
         return STORE_CHANNELS
     return STORE_ELEMENTS
@@ -505,13 +502,8 @@ def _macros(dtype: DType, tile: Tile, index: str, channels_inner: bool, split: b
     }
 
 
-def sum_macros(dtype: DType) -> Macros:
-    types = launch.uniform_macros(dtype)
-    return {name: types[name] for name in ("Y_T", "B_T", "ACC_T")} | {"BLOCK": SUM_BLOCK}
-
-
 def _pack_macros(dtype: DType) -> Macros:
-    return {"DATA_T": f"uint{8 * dtype.itemsize}", "BLOCK": SUM_BLOCK}
+    return {"DATA_T": f"uint{8 * dtype.itemsize}", "BLOCK": _PACK_BLOCK}
 
 
 def variants() -> Iterator[tuple[str, Macros]]:
@@ -529,6 +521,6 @@ def variants() -> Iterator[tuple[str, Macros]]:
                         _macros(dtype, tile, "int32", channels_inner, split),
                     )
                 yield "implicit_gemm", _macros(dtype, MEDIUM, "int64", channels_inner, split)
-        yield "split_sum", sum_macros(dtype)
+    yield from split_sum.variants(TYPES)
     for dtype in (dtypes.FLOAT16, dtypes.FLOAT32, dtypes.FLOAT64):
         yield "pack_filter", _pack_macros(dtype)

@@ -4,9 +4,10 @@ kernels_cuda/implicit_gemm_mma.cu. 16-bit floats with sums in float32; float32 w
 precision is "tf32", or "tf32x3" in three products; float64.
 
 What decides the order of a sum, and with it its bits: the memory order that is planned for, the
-shapes, the workspace's limit and the device. The batch, the strides and the tile do not. Long sums
-of small images are sums of parts, always the same: a small batch has blocks for each part, and
-split_sum.cu adds them up; in a large one a block computes all parts of its sums.
+shapes, the workspace's limit and the device. The batch, the strides and the tile do not, nor which
+block computes it: as many blocks run as the device holds at a time, and each goes through tiles.
+Long sums of small images are sums of parts, always the same: a small batch has tiles for each part,
+and split_sum.cu adds them up; in a large one a tile has all parts of its sums.
 """
 
 from __future__ import annotations
@@ -20,37 +21,39 @@ from typing import Any
 import numpy as np
 
 from gpuconv import dtypes
-from gpuconv.cuda_backend import launch, rates
+from gpuconv.cuda_backend import launch, rates, split_sum
 from gpuconv.cuda_backend.device import capability
 from gpuconv.cuda_backend.implicit_gemm import (
     STORE_CHANNELS,
     STORE_PIXELS,
-    SUM_BLOCK,
-    channels_innermost,
+    bind_packed,
     contiguous_strides,
+    dense,
     filter_bytes,
     index_type,
+    multiples,
     packed_filter,
     part_bytes,
     part_size,
-    prepare_packing,
-    sum_macros,
     w_vector,
     x_vector,
     y_vector,
 )
 from gpuconv.cuda_backend.launch import DIVISOR, Launch, Layout, Macros, Strides
+from gpuconv.cuda_backend.occupancy import LIMITS, occupancy
 from gpuconv.dtypes import DType
 from gpuconv.plan import No, Plan
 from gpuconv.problem import ConvProblem
 
 TILING = np.dtype(
     [
-        ("channel_tiles", DIVISOR),
+        ("band", DIVISOR),
         ("pixel_tiles", DIVISOR),
+        ("bands", DIVISOR),
         ("groups", DIVISOR),
         ("block", DIVISOR),
         ("split_stride", np.int64),
+        ("tiles", np.int32),
         ("depth", np.int32),
         ("slices", np.int32),
         ("part_slices", np.int32),
@@ -62,9 +65,8 @@ TILING = np.dtype(
     ],
     align=True,
 )
-VECTORS, GATHER, PACKED = range(3)  # LOAD: how x is loaded
+VECTORS, GATHER, PACKED, PIXELS = range(4)  # LOAD: how x is loaded
 _ROW_BYTES = 64  # of a slice of k
-_TAPS_BYTES = 2560  # of shared memory, at most
 
 
 @dataclass(frozen=True)
@@ -97,11 +99,12 @@ NARROW = Tile(32, 128, 32, 32, 4, efficiency=0.6)
 SMALL = Tile(64, 64, 32, 32, 4, efficiency=0.6)
 
 # Elements of x that a multiprocessor loads one by one in a cycle: of `packed`, each with its tap.
-_LOAD_RATE = {VECTORS: math.inf, GATHER: 24, PACKED: 8}
+_LOAD_RATE = {VECTORS: math.inf, GATHER: 24, PACKED: 8, PIXELS: math.inf}
 _L2_RATE = 24  # bytes that a multiprocessor gets from L2 in a cycle, while all others do
 _L1_REUSE = 4  # how often x is read from L1 for once from L2, at most
 _SLICE_CYCLES = 200  # of a slice beyond its products: the barrier, addresses
-_BLOCK_CYCLES = 3000  # of a block beyond its slices: the first loads' latency, the last stores
+_START_CYCLES = 2000  # of a block before its first slice: the launch, the first loads' latency
+_STORE_CYCLES = 1000  # of a tile after its last slice, while the next tile's first ones are loaded
 _PART_LENGTH = 512  # the shortest part of a sum
 _FEWEST_PARTS, _MOST_PARTS = 3, 8  # two do not pay for a second launch
 _WORKSPACE = 64 << 20  # the parts of more images than fit are computed in several passes
@@ -125,11 +128,12 @@ def supports(problem: ConvProblem, device: Any) -> bool | No:
 
 
 def cost(problem: ConvProblem, device: Any) -> float:
-    """Waves of tiles, at the tile's share of the tensor cores' rate, or memory where it is slower.
+    """Tiles at their share of the tensor cores' rate, or memory where it is slower.
 
-    A multiprocessor that runs n of the tiles takes the longest of: all their products, their loads
-    of single elements, their bytes from L2, each at its full rate; and ceil(n / those that fit)
-    times a lone tile, which waits for its own barriers.
+    The multiprocessor with the most tiles, n, takes the longest of: all their products, their loads
+    of single elements, their bytes from L2, each at its full rate; and the ceil(n / blocks that
+    fit) tiles of one block, each alone, waiting for its own barriers and stores. Loads run on from
+    a block's tile to its next, so that only the first waits for them.
     """
     seconds = _choose(problem, device, problem.batch).seconds
     if _packs(problem):
@@ -147,51 +151,36 @@ def workspace(problem: ConvProblem, device: Any) -> int:
 
 
 def run(plan: Plan, x: Any, w: Any, bias: Any, out: Any) -> None:
-    call = bind(plan, x, w, bias, out)
-    if call is not None:
-        call(x, w, bias, out)
-        return
-    problem, device = plan.problem, plan.device
+    problem, device, batch = plan.problem, plan.device, x.shape[0]
     if _packs(problem):
         w = packed_filter(problem, device, x, w, bias, out)
-    images = _pass_images(problem, device)
-    size = _parts(problem, device) * images * part_size(problem)
-    parts = device.empty((size,), problem.accumulator.numpy)
-    for first in range(0, x.shape[0], images):
-        some, result = x[first : first + images], out[first : first + images]
-        multiply, add = prepare_split(problem, device, Layout(some, w, bias, result))
-        multiply(device, some, w, None, None, parts)
-        add(device, parts, bias, result)
+    images = _pass_images(problem, device) if _choose(problem, device, batch).split else batch
+    for first in range(0, batch, images):
+        arrays = x[first : first + images], w, bias, out[first : first + images]
+        _bind(problem, device, *arrays)(*arrays)
 
 
 def bind(plan: Plan, x: Any, w: Any, bias: Any, out: Any) -> Callable[..., None] | None:
     """What ``run`` does where it takes one pass over the images."""
-    problem, device = plan.problem, plan.device
-    batch = x.shape[0]
-    split = _choose(problem, device, batch).split
-    if split and batch > _pass_images(problem, device):
+    problem, device, batch = plan.problem, plan.device, x.shape[0]
+    if _choose(problem, device, batch).split and batch > _pass_images(problem, device):
         return None
-    pack, shape, dtype = None, w.shape, w.dtype
     if _packs(problem):
-        pack = prepare_packing(problem, device, Layout(x, w, bias, out))
-        if pack is not None:
-            w = channels_innermost(device, shape, dtype)
+        return bind_packed(problem, device, _bind, x, w, bias, out)
+    return _bind(problem, device, x, w, bias, out)
+
+
+def _bind(
+    problem: ConvProblem, device: Any, x: Any, w: Any, bias: Any, out: Any
+) -> Callable[..., None]:
     layout = Layout(x, w, bias, out)
-    add = None
-    if split:
-        multiply, add = prepare_split(problem, device, layout)
-    else:
-        multiply = prepare(problem, device, layout)
-    size = _parts(problem, device) * batch * part_size(problem)
+    if not _choose(problem, device, x.shape[0]).split:
+        whole = prepare(problem, device, layout)
+        return lambda x, w, bias, out: whole(device, x, w, bias, out, None)
+    multiply, add = prepare_split(problem, device, layout)
+    size = _parts(problem, device) * x.shape[0] * part_size(problem)
 
     def call(x: Any, w: Any, bias: Any, out: Any) -> None:
-        if pack is not None:
-            packed = channels_innermost(device, shape, dtype)
-            pack(device, w, packed)
-            w = packed
-        if add is None:
-            multiply(device, x, w, bias, out, None)
-            return
         parts = device.empty((size,), problem.accumulator.numpy)
         multiply(device, x, w, None, None, parts)
         add(device, parts, bias, out)
@@ -211,47 +200,45 @@ def prepare_split(problem: ConvProblem, device: Any, layout: Layout) -> tuple[La
     shape = (layout.batch, *problem.y_shape[1:])
     strides = contiguous_strides(shape, launch.channels_last(layout.y))
     multiply = _multiply(problem, device, layout, strides)
-    items = math.prod(shape)
-    add = Launch(
-        kernel=device.load("split_sum", sum_macros(problem.x_dtype)),
-        grid=(min(-(-items // SUM_BLOCK), 16 * device.sm_count), 1, 1),
-        block=(SUM_BLOCK, 1, 1),
-        constants=(
-            launch.pack(problem, layout),
-            np.int32(items),
-            np.int32(_parts(problem, device)),
-        ),
-    )
-    return multiply, add
+    p, parts = launch.pack(problem, layout), _parts(problem, device)
+    return multiply, split_sum.prepare(device, problem.x_dtype, p, math.prod(shape), parts)
 
 
 def _multiply(problem: ConvProblem, device: Any, layout: Layout, partial: Strides | None) -> Launch:
     """The launch of the product; `partial` is the strides of one part, where the sum is split."""
-    form, split = _form(problem), partial is not None
+    split = partial is not None
     index = index_type(problem, layout)
-    tiles = _tiles(problem, index)
-    tile = _cheapest(problem, device, layout.batch, tiles, split).tile
+    form = _form_of(problem, layout, index)
+    tile = _cheapest(problem, device, layout.batch, form, index, split).tile
     channel_tiles = -(-problem.group_out_channels // tile.channels)
     pixel_tiles = -(-layout.batch * math.prod(problem.output) // tile.pixels)
     slices, part_slices = _slices(problem, device)
     parts = _parts(problem, device)
+    total = not split and parts > 1
+    tiles = channel_tiles * pixel_tiles * problem.groups * (parts if split else 1)
+    running = min(tiles, _resident(problem, device, tile, form, index, total) * device.sm_count)
+    band = _band(problem, device, tile, channel_tiles, running)
     y = layout.y if partial is None else partial
 
     p = launch.pack(problem, layout).copy()
     p["y_strides"] = [*y[:2], *[0] * (3 - problem.ndim), *y[2:]]
     tiling = np.zeros((), TILING)
-    tiling["channel_tiles"] = launch.divisor(channel_tiles)
+    tiling["band"] = launch.divisor(band)
+    tiling["bands"] = launch.divisor(channel_tiles // band)
     tiling["pixel_tiles"] = launch.divisor(pixel_tiles)
     tiling["groups"] = launch.divisor(problem.groups)
     tiling["block"] = launch.divisor(_channel_block(problem))
     tiling["split_stride"] = layout.batch * math.prod(problem.y_shape[1:])
+    tiling["tiles"] = tiles
     tiling["depth"], tiling["slices"] = problem.reduction, slices
     tiling["part_slices"] = part_slices
     tiling["split_slices"] = part_slices if split else slices
     vector = 16 // problem.x_dtype.itemsize
     if layout.alignment == 16:
-        tiling["w_vector"] = w_vector(problem, p, form != PACKED, vector)
+        tiling["w_vector"] = w_vector(problem, p, form in (VECTORS, GATHER), vector)
         tiling["x_vector"] = form == VECTORS and x_vector(problem, layout, vector)
+    if form == PIXELS:
+        tiling["x_vector"] = _pixel_bytes(problem, layout) == 16
     columns = STORE_CHANNELS if problem.channels_last else STORE_PIXELS
     if partial is not None:
         vector = 16 // problem.accumulator.itemsize
@@ -263,21 +250,73 @@ def _multiply(problem: ConvProblem, device: Any, layout: Layout, partial: Stride
     macros = _macros(problem.x_dtype, _products(problem), form, last, tile, index)
     return Launch(
         kernel=device.load("implicit_gemm_mma", macros),
-        grid=(channel_tiles * pixel_tiles * problem.groups * (parts if split else 1), 1, 1),
+        grid=(running, 1, 1),
         block=(tile.threads, 1, 1),
         constants=(p, tiling),
-        shared_bytes=_shared_bytes(problem, tile, not split and parts > 1),
+        shared_bytes=_shared_bytes(problem, tile, total),
     )
+
+
+def _band(problem: ConvProblem, device: Any, tile: Tile, channel_tiles: int, running: int) -> int:
+    """Channel tiles that follow each other before the next pixels do: a divisor of all.
+
+    All of them where the L2 cache keeps w, so that x comes from memory once. Else what runs at a
+    time is to be nearly a square of outputs, which reads the least of both.
+    """
+    if 2 * filter_bytes(problem) // problem.groups <= device.l2_bytes:
+        return channel_tiles
+    square = max(math.sqrt(running * tile.pixels / tile.channels), 1.0)
+    bands = (n for n in range(1, min(channel_tiles, int(square**2)) + 1) if channel_tiles % n == 0)
+    return min(bands, key=lambda n: max(n / square, square / n))
 
 
 # ---- the order of a sum ----------------------------------------------------------------------
 
 
 def _form(problem: ConvProblem) -> int:
-    """How x is loaded; other strides than planned are read too, only slower."""
+    """How x is loaded where its memory is as planned."""
+    return PIXELS if _in_place(problem) else _general_form(problem)
+
+
+def _form_of(problem: ConvProblem, layout: Layout, index: str) -> int:
+    """The same for memory as it is. It changes no bit."""
+    if _in_place(problem) and index == "int32" and _pixel_bytes(problem, layout):
+        return PIXELS
+    return _general_form(problem)
+
+
+def _general_form(problem: ConvProblem) -> int:
+    """A form that reads any memory, only slower where it is not as planned."""
     if problem.group_in_channels % (16 // problem.x_dtype.itemsize):
         return PACKED
     return VECTORS if problem.channels_last else GATHER
+
+
+def _in_place(problem: ConvProblem) -> bool:
+    """Whether neighbouring pixels of a plane of x make neighbouring pixels of y, 8 bytes of them.
+
+    ldmatrix turns elements of 16 bits alone.
+    """
+    return (
+        problem.x_dtype.is_half
+        and not problem.channels_last
+        and math.prod(problem.filter) == 1
+        and set(problem.stride) == {1}
+        and problem.output == problem.input
+        and not any(problem.pad_lo)
+        and math.prod(problem.input) % 4 == 0
+    )
+
+
+def _pixel_bytes(problem: ConvProblem, layout: Layout) -> int:
+    """Bytes of neighbouring pixels of x that can be copied at once: 16, 8 or none."""
+    pixels, extents = math.prod(problem.input), (layout.batch, problem.in_channels)
+    for size in (16, 8) if dense(layout.x[2:], problem.input) else ():
+        vector = size // problem.x_dtype.itemsize
+        whole = pixels % vector == 0 and multiples(layout.x[:2], extents, vector)
+        if whole and layout.alignment >= size:
+            return size
+    return 0
 
 
 def _tile_k(problem: ConvProblem) -> int:
@@ -341,36 +380,41 @@ class _Choice:
     tile: Tile
     split: bool  # whether parts of sums have blocks of their own
     seconds: float
+    busy: float  # the multiprocessors' part of them: the fewer the better where memory decides
 
 
-def _tiles(problem: ConvProblem, index: str = "int32") -> tuple[Tile, ...]:
+def _tiles(problem: ConvProblem, form: int, index: str) -> tuple[Tile, ...]:
     """The tiles that kernels are compiled for."""
     if index == "int64":
         return (SMALL,)
-    return _TILES[problem.x_dtype.itemsize, _products(problem)][_form(problem)]
+    return _TILES[problem.x_dtype.itemsize, _products(problem)][form]
 
 
 @lru_cache(maxsize=4096)
 def _choose(problem: ConvProblem, device: Any, batch: int) -> _Choice:
     """The cheapest way; one that needs workspace only where the planned batch does, too."""
-    whole = _cheapest(problem, device, batch, _tiles(problem), False)
+    form = _form(problem)
+    whole = _cheapest(problem, device, batch, form, "int32", False)
     if _parts(problem, device) == 1 or not _images(problem, device):
         return whole
     if batch != problem.batch and not _choose(problem, device, problem.batch).split:
         return whole
-    split = _cheapest(problem, device, batch, _tiles(problem), True)
+    split = _cheapest(problem, device, batch, form, "int32", True)
     return min(whole, split, key=lambda choice: choice.seconds)
 
 
 @lru_cache(maxsize=4096)
 def _cheapest(
-    problem: ConvProblem, device: Any, batch: int, tiles: tuple[Tile, ...], split: bool
+    problem: ConvProblem, device: Any, batch: int, form: int, index: str, split: bool
 ) -> _Choice:
     total = not split and _parts(problem, device) > 1
-    room = device.max_shared_bytes - _TAPS_BYTES
-    fit = [t for t in tiles if _shared_bytes(problem, t, total) <= room]
-    choices = [_Choice(t, split, _seconds(problem, device, t, batch, split)) for t in fit]
-    return min(choices, key=lambda choice: choice.seconds)
+    room = device.max_shared_bytes - _taps_bytes(problem, form, index)
+    choices = [
+        _Choice(tile, split, *_seconds(problem, device, tile, batch, form, index, split))
+        for tile in _tiles(problem, form, index)
+        if _shared_bytes(problem, tile, total) <= room
+    ]
+    return min(choices, key=lambda choice: (choice.seconds, choice.busy))
 
 
 def _shared_bytes(problem: ConvProblem, tile: Tile, total: bool) -> int:
@@ -379,22 +423,33 @@ def _shared_bytes(problem: ConvProblem, tile: Tile, total: bool) -> int:
     return tile.stage_bytes + totals
 
 
-def _resident(problem: ConvProblem, device: Any, tile: Tile, total: bool) -> int:
-    """Blocks that share a multiprocessor."""
+def _taps_bytes(problem: ConvProblem, form: int, index: str) -> int:
+    """Static shared memory: two slices' taps, of five indices each."""
+    taps = _tile_k(problem) if form == PACKED else 4
+    return 0 if form == PIXELS else 2 * taps * 5 * (8 if index == "int64" else 4)
+
+
+def _resident(
+    problem: ConvProblem, device: Any, tile: Tile, form: int, index: str, total: bool
+) -> int:
+    """Blocks that share a multiprocessor, each with the registers of the kernel's REGISTERS."""
     sums = tile.channels * tile.pixels * problem.accumulator.itemsize // (4 * tile.threads)
     sums *= 2 if _products(problem) == 3 else 1
-    registers = 256 if sums >= 128 else 168 if sums >= 64 else 128
-    by_registers = int(device.registers_per_sm) // (registers * tile.threads)
-    reserved = 1 << 10  # by the system, for every block
-    shared = _shared_bytes(problem, tile, total) + reserved
-    return max(1, min(by_registers, (int(device.max_shared_bytes) + reserved) // shared))
+    wide = index == "int64"
+    registers = 255 if sums >= (64 if wide else 128) else 168 if sums >= 64 or wide else 128
+    shared = _shared_bytes(problem, tile, total) + _taps_bytes(problem, form, index)
+    known = max(number for number in LIMITS if number <= capability(device))
+    return max(occupancy(f"sm_{known}", tile.threads, registers, shared).blocks, 1)
 
 
-def _seconds(problem: ConvProblem, device: Any, tile: Tile, batch: int, split: bool) -> float:
+def _seconds(
+    problem: ConvProblem, device: Any, tile: Tile, batch: int, form: int, index: str, split: bool
+) -> tuple[float, float]:
+    """Of a choice: in all, and of the multiprocessors."""
     pixels = batch * math.prod(problem.output)
     parts = _parts(problem, device)
     slices, part_slices = _slices(problem, device)
-    blocks = (
+    tiles = (
         (parts if split else 1)
         * problem.groups
         * -(-problem.group_out_channels // tile.channels)
@@ -402,25 +457,27 @@ def _seconds(problem: ConvProblem, device: Any, tile: Tile, batch: int, split: b
     )
     tile_k = _tile_k(problem)
     products = tile.channels * tile.pixels * tile_k / _rate(problem, device)
-    loads = tile.pixels * tile_k / _LOAD_RATE[_form(problem)]
+    loads = tile.pixels * tile_k / _LOAD_RATE[form]
     # The taps of a pixel overlap in L1, if not all of them.
     fetched = tile.channels + tile.pixels / min(math.prod(problem.filter), _L1_REUSE)
     fetches = fetched * _ROW_BYTES / _L2_RATE
     # Four schedulers share a multiprocessor's rate; a block of two warps reaches half of it.
     alone = max(products, loads) * max(1.0, 128 / tile.threads) + _SLICE_CYCLES
-    each = -(-blocks // device.sm_count)
-    waves = -(-each // _resident(problem, device, tile, not split and parts > 1))
+    most = -(-tiles // device.sm_count)
+    total = not split and parts > 1
+    walked = -(-most // _resident(problem, device, tile, form, index, total))
     length = part_slices if split else slices
-    cycles = max(
-        length * each * max(products / tile.efficiency, loads, fetches),
-        waves * (length * alone + _BLOCK_CYCLES),
+    cycles = _START_CYCLES + max(
+        length * most * max(products / tile.efficiency, loads, fetches),
+        walked * (length * alone + _STORE_CYCLES),
     )
     moved = problem.bytes_moved
     launches = rates.LAUNCH_SECONDS
     if split:
         moved += 2 * parts * batch * part_bytes(problem)
         launches *= 2
-    return launches + float(max(cycles / device.clock_hz, moved / (_BANDWIDTH * device.bandwidth)))
+    busy = float(cycles / device.clock_hz)
+    return launches + max(busy, float(moved / (_BANDWIDTH * device.bandwidth))), busy
 
 
 def _rate(problem: ConvProblem, device: Any) -> float:
@@ -441,6 +498,7 @@ _TILES: dict[tuple[int, int], dict[int, tuple[Tile, ...]]] = {
         VECTORS: (HUGE, LARGE, WIDE, MEDIUM, SMALL, NARROW),
         GATHER: (MEDIUM_8, SMALL, NARROW),
         PACKED: (SMALL,),
+        PIXELS: (HUGE, LARGE, WIDE, MEDIUM, SMALL, NARROW),
     },
     (4, 1): {VECTORS: (LARGE, MEDIUM, SMALL), GATHER: (MEDIUM_8, SMALL), PACKED: (SMALL,)},
     (4, 3): {VECTORS: (LARGE_8, MEDIUM_8, SMALL), GATHER: (MEDIUM_8, SMALL), PACKED: (SMALL,)},
@@ -470,7 +528,7 @@ def _macros(dtype: DType, products: int, form: int, last: bool, tile: Tile, inde
 def variants() -> Iterator[tuple[str, Macros]]:
     """Per type and way to load: its tiles with int32, one with int64; few channels in both orders.
 
-    float32 has them for one product and for three.
+    float32 has them for one product and for three. Pixels are copied with int32 alone.
     """
     for dtype in _TYPES:
         for products in (1, 3) if dtype is dtypes.FLOAT32 else (1,):
@@ -480,4 +538,7 @@ def variants() -> Iterator[tuple[str, Macros]]:
                     yield "implicit_gemm_mma", macros
                 macros = _macros(dtype, products, form, last, SMALL, "int64")
                 yield "implicit_gemm_mma", macros
+        if dtype.is_half:
+            for tile in _TILES[dtype.itemsize, 1][PIXELS]:
+                yield "implicit_gemm_mma", _macros(dtype, 1, PIXELS, False, tile, "int32")
         # Those of split_sum and pack_filter are among implicit_gemm's.

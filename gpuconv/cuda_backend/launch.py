@@ -179,6 +179,14 @@ class Launch:
         return start  # type: ignore[no-any-return]
 
 
+def strided_grid(device: Any, items: int, block: int) -> tuple[int, int, int]:
+    """The grid of a kernel whose threads take an item each, and again after all of them.
+
+    No more blocks than keep the device busy.
+    """
+    return (min(-(-items // block), 16 * device.sm_count), 1, 1)
+
+
 def pack(problem: ConvProblem, layout: Layout) -> Any:
     """The ``Problem`` of a call: a NumPy struct, to be passed by value."""
     p = np.zeros((), PROBLEM)

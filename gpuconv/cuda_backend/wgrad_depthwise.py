@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.cuda_backend import launch, rates
+from gpuconv.cuda_backend import launch, rates, split_sum
 from gpuconv.cuda_backend.depthwise_tiling import TYPES, in_units, round_up, struct, struct_of
 from gpuconv.cuda_backend.launch import Launch, Layout, Macros
 from gpuconv.dtypes import FLOAT32, FLOAT64, DType
@@ -35,7 +35,6 @@ _SHARES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 96, 128)  # 
 _MOST_SLICES = 16  # of a block
 _MOST_CHANNELS = 128  # of a block: wgrad_depthwise.cu's lists
 _STATIC_SHARED = 2 * _MOST_CHANNELS * 8
-_BLOCK = 256  # threads of split_sum
 _VECTOR = 16  # bytes of the widest copy
 _BANKS = 128  # bytes that shared memory reads at once
 
@@ -182,13 +181,7 @@ def variants() -> Iterator[tuple[str, Macros]]:
                 ]
             for variant in found:
                 yield "wgrad_depthwise", variant.macros
-    for dtype in TYPES:
-        yield "split_sum", _sum_macros(dtype)
-
-
-def _sum_macros(dtype: DType) -> Macros:
-    types = launch.uniform_macros(dtype)
-    return {name: types[name] for name in ("Y_T", "B_T", "ACC_T")} | {"BLOCK": _BLOCK}
+    yield from split_sum.variants(TYPES)
 
 
 # ---- the algorithm ---------------------------------------------------------------------------
@@ -288,13 +281,7 @@ def prepare(problem: ConvProblem, device: Any, layout: Layout) -> tuple[Launch, 
     sums["output_divisor"] = p["filter_divisor"]
     sums["out_channels_divisor"], sums["channels_last"] = launch.divisor(1), 0
     sums.flags.writeable = False
-    add = Launch(
-        kernel=device.load("split_sum", _sum_macros(problem.x_dtype)),
-        grid=(min(-(-items // _BLOCK), 16 * device.sm_count), 1, 1),
-        block=(_BLOCK, 1, 1),
-        constants=(sums, np.int32(items), np.int32(cut.shares)),
-    )
-    return multiply, add
+    return multiply, split_sum.prepare(device, problem.x_dtype, sums, items, cut.shares)
 
 
 # ---- cuts ------------------------------------------------------------------------------------
@@ -539,7 +526,7 @@ def _shares(problem: ConvProblem, cut: Cut, device: Any) -> tuple[int, float]:
         variant.threads * variant.blocks // cut.threads, int(device.max_shared_bytes) // shared
     )
     fit = max(fit, 1)
-    items, processors = cut.items(problem), _sm_count(device)
+    items, processors = cut.items(problem), device.sm_count
     limit = items if problem.workspace_limit is None else (
         problem.workspace_limit // _part_bytes(problem)
     )  # fmt: skip
@@ -556,11 +543,6 @@ def _shares(problem: ConvProblem, cut: Cut, device: Any) -> tuple[int, float]:
         if cycles < least:
             best, least = shares, cycles
     return best, least
-
-
-def _sm_count(device: Any) -> int:
-    """What small problems are cut small for; a seam for tests of how large ones are cut."""
-    return int(device.sm_count)
 
 
 # ---- the kernel's arguments ------------------------------------------------------------------

@@ -361,7 +361,7 @@ def prepare_part(problem: ConvProblem, device: Any, layout: Layout, cut: Cut) ->
     items = problem.groups * blocks * problem.group_in_channels * _FILTERS
     transform = Launch(
         kernel=device.load("winograd_filter", _filter_macros(dtype, form)),
-        grid=(min(-(-items // _BLOCK), 16 * device.sm_count), 1, 1),
+        grid=launch.strided_grid(device, items, _BLOCK),
         block=(_BLOCK, 1, 1),
         constants=(p, _frozen(tiles), np.int32(items)),
     )

@@ -14,8 +14,8 @@ import pytest
 import gpuconv
 from gpuconv import dtypes
 from gpuconv.arrays import HostArray
-from gpuconv.cuda_backend import compiler, implicit_gemm_mma, launch
-from gpuconv.cuda_backend.implicit_gemm_mma import GATHER, PACKED, SMALL, VECTORS, Tile
+from gpuconv.cuda_backend import compiler, implicit_gemm_mma, launch, occupancy
+from gpuconv.cuda_backend.implicit_gemm_mma import GATHER, PACKED, PIXELS, SMALL, VECTORS, Tile
 from gpuconv.plan import No, Plan, choose, serving
 from gpuconv.problem import PADDING_MODES, ConvProblem, describe
 from gpuconv.testing import (
@@ -56,7 +56,7 @@ def force(monkeypatch: pytest.MonkeyPatch) -> Iterator[Force]:
 
 
 def only(tile: Tile) -> Callable[..., tuple[Tile, ...]]:
-    return lambda problem, index="int32": (tile,)
+    return lambda *args: (tile,)
 
 
 def typed(kind: str) -> dict[str, str]:
@@ -212,6 +212,174 @@ def test_integer_valued_data_is_exact(cuda_device: Any) -> None:
             conv(cuda_device, kind, w_shape=(7, channels, 3, 3), integers=True, **options)
 
 
+# ---- pixels that are copied as they lie ------------------------------------------------------
+
+PIXEL_TILES = tiles_of("float16", PIXELS)
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """LOAD of the launches that are prepared, and the bytes of a copy of pixels."""
+    seen = []
+    original = implicit_gemm_mma._form_of
+
+    def spy(problem: ConvProblem, layout: launch.Layout, index: str) -> int:
+        form = original(problem, layout, index)
+        seen.append((form, implicit_gemm_mma._pixel_bytes(problem, layout)))
+        return form
+
+    monkeypatch.setattr(implicit_gemm_mma, "_form_of", spy)
+    return seen
+
+
+@pytest.mark.parametrize("tile", PIXEL_TILES, ids=lambda t: f"{t.channels}x{t.pixels}")
+def test_pixels_around_the_tile(
+    cuda_device: Any, force: Force, loads: list[tuple[int, int]], tile: Tile
+) -> None:
+    force(_tiles=only(tile))
+    for n, (k, depth) in enumerate(
+        itertools.product((tile.channels - 1, 1, tile.channels + 1), (3, 8, 33, 72))
+    ):
+        pixels = tile.pixels // 2 + (-4, 0, 4, 8)[n % 4]
+        conv(cuda_device, "float16", (3, depth, pixels), (k, depth, 1), bias=n % 3 == 0)
+    assert set(loads) == {(PIXELS, 8), (PIXELS, 16)}
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+@pytest.mark.parametrize("channels", [6, 48, 196])
+def test_pixels_give_the_bits_of_elements(
+    cuda_device: Any, force: Force, loads: list[tuple[int, int]], kind: str, channels: int
+) -> None:
+    in_place = implicit_gemm_mma._in_place
+    for groups, shape in ((1, (3, channels, 6, 12)), (2, (2, channels, 4, 3, 5))):
+        w_shape = (34, channels // groups, *(1,) * (len(shape) - 2))
+        force(_PART_LENGTH=64, _in_place=in_place)
+        made = conv(cuda_device, kind, shape, w_shape, bias=True, groups=groups)
+        plan, x, w, bias, y = made
+        for memory in MEMORY_ORDERS:
+            for axis in (1, -1):
+                again = run(plan, cuda_device, in_memory_order(x, memory, axis), w, bias)
+                np.testing.assert_array_equal(again, y)
+        force(_in_place=lambda problem: False)
+        plan = plan_of(plan.problem, cuda_device)
+        np.testing.assert_array_equal(run(plan, cuda_device, x, w, bias), y)
+    forms = {form for form, _ in loads}
+    assert forms == {PIXELS, GATHER if channels == 48 else PACKED}
+
+
+def test_what_moves_no_pixel(cuda_device: Any) -> None:
+    def form(x: tuple[int, ...], w: tuple[int, ...], dtype: str = "float16", **options: Any) -> int:
+        return implicit_gemm_mma._form(describe("test", 2, x, w, dtype, dtype, **options))
+
+    x, w = (2, 16, 14, 14), (8, 16, 1, 1)
+    assert form(x, w) == form(x, w, "bfloat16") == form((2, 3, 14, 14), (8, 3, 1, 1)) == PIXELS
+    for found in (
+        form(x, w, stride=2), form(x, w, padding=1), form(x, w, padding=((1, 0), (0, 1))),
+        form(x, (8, 16, 1, 3), padding=((0, 0), (1, 1))), form((2, 16, 7, 7), w),
+        form((2, 14, 14, 16), w, layout="NHWC"), form(x, w, "float32", precision="tf32"),
+    ):  # fmt: skip
+        assert found != PIXELS
+
+
+# ---- tiles that follow one another -----------------------------------------------------------
+
+
+def few_blocks(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """As on a small device: launches that are prepared from now on have so many blocks."""
+    original = implicit_gemm_mma._multiply
+
+    def fewer(*args: Any) -> launch.Launch:
+        made = original(*args)
+        return dataclasses.replace(made, grid=(min(made.grid[0], most), 1, 1))
+
+    monkeypatch.setattr(implicit_gemm_mma, "_multiply", fewer)
+    _forget()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("form", "channels"), [(VECTORS, 40), (GATHER, 40), (PACKED, 9), (PIXELS, 40)]
+)
+def test_any_number_of_blocks_gives_the_same_bits(
+    cuda_device: Any, force: Force, monkeypatch: pytest.MonkeyPatch, kind: str, form: int,
+    channels: int,
+) -> None:  # fmt: skip
+    """One multiprocessor's blocks walk over tiles that a large device's have one each of."""
+    taps = (1, 1) if form == PIXELS else (3, 2)
+    options = images(form, 3, channels, 12, 11) | {"groups": 2 if form != PACKED else 1}
+    options["w_shape"] = (140, channels // options["groups"], *taps)
+    for limit in (None, 0):  # sums in parts of their own blocks, and in one
+        force(_tiles=only(SMALL), _PART_LENGTH=16)
+        options["workspace_limit"] = limit
+        plan, x, w, bias, y = conv(cuda_device, kind, bias=True, **options)
+        for blocks in (5, 2, 1):
+            few_blocks(monkeypatch, blocks)
+            again = plan_of(plan.problem, cuda_device)
+            np.testing.assert_array_equal(run(again, cuda_device, x, w, bias), y)
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize("mode", ["sanitize", "watch"])
+@pytest.mark.parametrize("form", [*FORMS, PIXELS])
+def test_tiles_of_a_block_do_not_race(
+    force: Force, monkeypatch: pytest.MonkeyPatch, mode: Any, form: int
+) -> None:
+    force(_tiles=only(SMALL))
+    few_blocks(monkeypatch, 2)
+    rng = np.random.default_rng(0)
+    for channels in (33, 144) if form == PACKED else (32, 144):  # a slice or two, and more
+        options = images(form, 3, channels, 6, 8)
+        x = random_array(rng, options.pop("x_shape"), "float16")
+        w = random_array(rng, (72, channels, 1, 1), "float16")
+        problem = problem_of(x, w, "ieee", workspace_limit=0, **options)
+        with (
+            emulated_device(mode=mode, order="random", block_order="shuffled") as device,
+            gpuconv.use_backend("cuda"),
+        ):
+            assert_close(problem, run(plan_of(problem, device), device, x, w), x, w)
+
+
+def test_bands_of_channels_give_the_same_bits(cuda_device: Any, force: Force) -> None:
+    force(_tiles=only(SMALL))
+    options = images(VECTORS, 2, 16, 9, 9)
+    plan, x, w, _, y = conv(cuda_device, "float16", w_shape=(380, 16, 1, 1), **options)
+    for band in (1, 2, 3, 6):
+        force(_band=lambda *args, n=band: n)
+        np.testing.assert_array_equal(run(plan_of(plan.problem, cuda_device), cuda_device, x, w), y)
+
+
+def test_a_band_is_as_wide_as_the_cache_holds() -> None:
+    device = EmulatedDevice()
+    problem = describe(
+        "test", 2, (64, 28, 28, 2048), (4096, 2048, 1, 1), "float16", "float16", layout="NHWC"
+    )  # fmt: skip
+    assert implicit_gemm_mma._band(problem, device, SMALL, 64, 500) == 64
+    device.l2_bytes = 6 << 20
+    assert implicit_gemm_mma._band(problem, device, SMALL, 64, 500) == 16
+    assert implicit_gemm_mma._band(problem, device, SMALL, 61, 500) == 61
+    assert implicit_gemm_mma._band(problem, device, SMALL, 1021, 500) == 1
+
+
+def test_as_many_blocks_run_as_fit() -> None:
+    """By what ptxas says of every kernel: no block waits for another to end, none is missing."""
+    pytest.importorskip("cupy")
+    device = EmulatedDevice()
+    for dtype, tile, form in (
+        ("float16", implicit_gemm_mma.HUGE, VECTORS), ("float16", implicit_gemm_mma.WIDE, PIXELS),
+        ("float16", implicit_gemm_mma.MEDIUM_8, GATHER), ("float16", SMALL, PACKED),
+        ("float64", SMALL, VECTORS),
+    ):  # fmt: skip
+        last = form == VECTORS
+        problem = describe("test", 2, (4, 8, 8, 8), (8, 8, 1, 1), dtype, dtype)
+        macros = implicit_gemm_mma._macros(problem.x_dtype, 1, form, last, tile, "int32")
+        report = compiler.compile_kernel("implicit_gemm_mma", macros, device.arch).report
+        shared = report.shared + implicit_gemm_mma._shared_bytes(problem, tile, False)
+        assert report.shared == implicit_gemm_mma._taps_bytes(problem, form, "int32")
+        found = occupancy.occupancy(device.arch, tile.threads, report.registers, shared)
+        resident = implicit_gemm_mma._resident(problem, device, tile, form, "int32", False)
+        assert found.blocks == resident
+
+
 # ---- numbers ---------------------------------------------------------------------------------
 
 
@@ -221,7 +389,7 @@ def test_three_products_are_near_float32_and_one_is_not(cuda_device: Any) -> Non
         plan, x, w, _, y = conv(cuda_device, kind, (2, 64, 12, 12), (32, 64, 3, 3))
         y_ref, magnitudes = expected(plan.problem, x, w)
         errors[kind] = float(np.max(np.abs(y - y_ref) / magnitudes))
-    assert errors["tf32x3"] < 4 * 2.0**-23
+    assert errors["tf32x3"] < 16 * 2.0**-23  # tensor cores may truncate the sums
     assert 2.0**-16 < errors["tf32"] < 2.0**-10
 
 
@@ -436,7 +604,7 @@ def test_variants_hold_whatever_a_problem_asks_for(
     force: Force, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listed = {launch.freeze(macros) for _, macros in implicit_gemm_mma.variants()}
-    assert len(listed) <= 60
+    assert len(listed) <= 72
     asked = set()
 
     class Recorder(EmulatedDevice):
@@ -447,7 +615,7 @@ def test_variants_hold_whatever_a_problem_asks_for(
 
     device = Recorder()
     for kind, channels, layout, batch, size, rows, taps in itertools.product(
-        KINDS, (3, 32, 512), ("NCHW", "NHWC"), (1, 64), (7, 56), (24, 64, 1024), (1, 3)
+        KINDS, (3, 32, 512), ("NCHW", "NHWC"), (1, 64), (7, 28, 56), (24, 64, 1024), (1, 3)
     ):
         dtype, precision = typed(kind).values()
         shape = (batch, size, size, channels) if layout == "NHWC" else (
@@ -458,8 +626,8 @@ def test_variants_hold_whatever_a_problem_asks_for(
         )  # fmt: skip
         y = np.broadcast_to(np.zeros((), problem.x_dtype.numpy), problem.y_shape)
         x = np.broadcast_to(np.zeros((), problem.x_dtype.numpy), problem.x_shape)
-        given = launch.Layout(x, x, None, y)
-        for index in ("int32", "int64"):
+        layouts = launch.Layout(x, x, None, y), launch.contiguous(problem)
+        for index, given in itertools.product(("int32", "int64"), layouts):
             force(index_type=lambda *a, i=index: i)
             implicit_gemm_mma.prepare(problem, device, given)
             if implicit_gemm_mma._parts(problem, device) > 1:
@@ -551,14 +719,14 @@ def test_gradients(cuda_device: Any, operation: Any, kind: str) -> None:
 
 # ---- what the emulator sees ------------------------------------------------------------------
 
-WATCHED = [("float16", form, tile) for form in FORMS for tile in tiles_of("float16", form)] + [
-    (kind, form, SMALL) for kind in ("tf32", "float64") for form in FORMS
-]
+WATCHED = [
+    ("float16", form, tile) for form in (*FORMS, PIXELS) for tile in tiles_of("float16", form)
+] + [(kind, form, SMALL) for kind in ("tf32", "float64") for form in FORMS]
 
 
 SANITIZED = [
     ("float16", VECTORS, "sm_75"), ("float16", PACKED, "sm_75"), ("tf32x3", GATHER, "sm_90a"),
-    ("float64", VECTORS, "sm_90a"),
+    ("float64", VECTORS, "sm_90a"), ("float16", PIXELS, "sm_90a"), ("float16", PIXELS, "sm_75"),
 ]  # fmt: skip
 
 
@@ -570,11 +738,15 @@ def test_sanitized(force: Force, kind: str, form: int, arch: str) -> None:
     with emulated_device(mode="sanitize", arch=arch) as device, gpuconv.use_backend("cuda"):
         for n, (step, mode) in enumerate(zip((2, 3, 4, 6, 9), PADDING_MODES, strict=True)):
             options = images(form, 2, 8 * step + (form == PACKED), 5, 6)
+            taps = (3, 2)
+            if form == PIXELS:
+                taps, options = (1, 1), images(form, 2, 8 * step, 4, 5 + n % 2)
             x = random_array(rng, options.pop("x_shape"), dtype)
-            w = random_array(rng, (7, 8 * step + (form == PACKED), 3, 2), dtype)
-            if n % 2:
+            w = random_array(rng, (7, 8 * step + (form == PACKED), *taps), dtype)
+            if n % 2 and form != PIXELS:
                 x, w = in_memory_order(x, "reversed", 1), in_memory_order(w, "offset", 1)
-            options |= {"padding": ((2, 7), (1, 0)), "padding_mode": mode, "flip": n == 3}
+            if form != PIXELS:
+                options |= {"padding": ((2, 7), (1, 0)), "padding_mode": mode, "flip": n == 3}
             options["workspace_limit"] = (None, 0)[n % 2]
             problem = problem_of(x, w, precision, **options)
             assert_close(problem, run(plan_of(problem, device), device, x, w), x, w)
@@ -589,17 +761,18 @@ def test_no_races_and_no_bank_conflicts(force: Force, kind: str, form: int, tile
     rng = np.random.default_rng(0)
     x = random_array(rng, options.pop("x_shape"), dtype)
     memory = "contiguous" if form == PACKED else "channels_last"
-    w = in_memory_order(random_array(rng, (tile.channels, channels, 4, 4), dtype), memory, 1)
-    problem = problem_of(x, w, precision, padding=((1, 2), (2, 1)), workspace_limit=0, **options)
+    taps, padding = ((1, 1), 0) if form == PIXELS else ((4, 4), ((1, 2), (2, 1)))
+    w = in_memory_order(random_array(rng, (tile.channels, channels, *taps), dtype), memory, 1)
+    problem = problem_of(x, w, precision, padding=padding, workspace_limit=0, **options)
     with emulated_device(mode="watch", order="random", block_order="shuffled") as device:
         with gpuconv.use_backend("cuda"):
             assert_close(problem, run(plan_of(problem, device), device, x, w), x, w)
         report = device.report
-    shared = [s for s in report.sites if s.space == "shared" and s.bytes == 16]
+    shared = [s for s in report.sites if s.space == "shared"]
     assert sum(s.wavefronts for s in shared) == sum(s.ideal_wavefronts for s in shared) > 0
     # Every 16 bytes are loaded as such, and leave no sector half used.
     wide = [s for s in report.sites if s.space == "global" and s.bytes == 16]
     assert sum(s.requests for s in wide)
     assert sum(s.sectors for s in wide) == sum(s.ideal_sectors for s in wide)
     everything = report.total("sectors", "global") / report.total("ideal_sectors", "global")
-    assert everything < (1.01 if form == VECTORS else 1.3)
+    assert everything < (1.01 if form in (VECTORS, PIXELS) else 1.3)

@@ -191,6 +191,21 @@ def test_a_device_without_clocks_still_has_rates(fake: FakeCupy) -> None:
     assert device.clock_hz > 0
 
 
+def test_a_driver_that_refuses_to_tell_its_clocks(fake: FakeCupy) -> None:
+    tell = fake.cuda.runtime.deviceGetAttribute
+
+    def refuse(number: int, ordinal: int) -> int:
+        if number in (13, 36):
+            raise RuntimeError("cudaErrorInvalidValue: invalid argument")
+        return tell(number, ordinal)  # type: ignore[no-any-return]
+
+    fake.cuda.runtime.deviceGetAttribute = refuse
+    device = CudaDevice(0)
+    assert device.sm_count == 132
+    assert device.bandwidth > 0
+    assert device.clock_hz > 0
+
+
 def test_a_kernel_is_loaded_once_and_launched_where_its_device_is(fake: FakeCupy) -> None:
     device = CudaDevice(1)
     kernel = device.load("direct", {"K_TILE": 4})

@@ -17,17 +17,19 @@ from gpuconv.plan import choose
 from gpuconv.problem import PADDING_MODES, ConvProblem, describe
 from gpuconv.testing import MEMORY_ORDERS, assert_close, in_memory_order, random_array
 from tests.cuda_backend.conftest import on_device, on_host
-from tests.emulator import emulated_device
+from tests.emulator import EmulatedDevice, emulated_device
 
 ORDERS = ("planes", "channels last")
 each_order = pytest.mark.parametrize("order", ORDERS)
 
 
 @pytest.fixture(params=["many processors", "one processor"])
-def cut(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def cut(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, cuda_device: Any
+) -> Iterator[str]:
     """Small problems are cut small to occupy a device; on one multiprocessor, as large ones are."""
     if request.param == "one processor":
-        monkeypatch.setattr(wgrad_depthwise, "_sm_count", lambda device: 1)
+        monkeypatch.setattr(cuda_device, "sm_count", 1)
     forget()
     yield request.param
     forget()
@@ -329,7 +331,7 @@ def test_structs_are_those_of_the_kernel() -> None:
 @pytest.mark.parametrize("mode", ["sanitize", "watch"])
 def test_no_race_and_nothing_out_of_bounds(mode: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for processors in (1, 100):
-        monkeypatch.setattr(wgrad_depthwise, "_sm_count", lambda device, n=processors: n)
+        monkeypatch.setattr(EmulatedDevice, "sm_count", processors)
         forget()
         with (
             emulated_device(mode=mode, order="random", block_order="shuffled") as device,
@@ -380,7 +382,7 @@ def test_wavefronts_and_sectors(
     sectors: float, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """Every element of x and dy is read once, and shared memory without a conflict."""
-    monkeypatch.setattr(wgrad_depthwise, "_sm_count", lambda device: 1)
+    monkeypatch.setattr(EmulatedDevice, "sm_count", 1)
     forget()
     with emulated_device(mode="watch") as device, gpuconv.use_backend("cuda"):
         problem = problem_of(
