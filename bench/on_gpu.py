@@ -1,10 +1,11 @@
 """``python -m bench.on_gpu --out DIR``: everything that only a real GPU can show, in one command.
 
-1. random problems on every algorithm against the float64 reference (needs nothing but CuPy),
-2. the algorithms beside each other on a few rows: which one wins where, and what was predicted,
-3. the tests marked ``gpu``, where pytest is installed,
-4. compute-sanitizer's memcheck and racecheck on small problems, where the tool is,
-5. the sample suite, forward and backward, beside torch with cuDNN and cupyx.scipy.
+1. every kernel compiled, on all cores, so that no other part waits for that,
+2. random problems on every algorithm against the float64 reference (needs nothing but CuPy),
+3. the algorithms beside each other on a few rows: which one wins where, and what was predicted,
+4. the tests marked ``gpu``, where pytest is installed,
+5. compute-sanitizer's memcheck and racecheck on small problems, where the tool is,
+6. the sample suite, forward and backward, beside torch with cuDNN and cupyx.scipy.
 
 Each part is a process of its own with a hard limit on its time: one that runs over is cut and
 reported as cut, one that crashes takes nothing else with it. From a bare checkout::
@@ -31,6 +32,8 @@ from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from bench.peers import CUDA_PEERS
 
 ROOT = Path(__file__).resolve().parent.parent
 SANITIZER_STATUS = 86  # what compute-sanitizer exits with when it found something
@@ -105,7 +108,12 @@ def run_processes(
     First with an interrupt, so that they can still say what they know, then for good.
     """
     path = os.pathsep.join(p for p in (extra_path, str(ROOT), os.environ.get("PYTHONPATH")) if p)
-    environment = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+    environment = {
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # JAX would take the device from the others
+        **os.environ,
+        "PYTHONPATH": path,
+        "PYTHONUNBUFFERED": "1",
+    }
     began = time.monotonic()
     grace = min(8.0, seconds / 4)
     with log.open("ab") as output:
@@ -152,6 +160,29 @@ def _wait(process: subprocess.Popen[bytes], until: float) -> bool:
 Part = dict[str, Any]
 
 
+def kernels(seconds: float, out: Path, temporary: Path) -> Part:
+    """Every kernel compiled for this device, by a process for each core."""
+    from gpuconv import backends
+
+    arch, shares = backends.backend("cuda").device().arch, os.cpu_count() or 1
+    records = [temporary / f"kernels{i}.jsonl" for i in range(shares)]
+    commands = [
+        [
+            sys.executable, "-m", "bench.kernels", "--arch", arch, "--share", f"{i}/{shares}",
+            "--record", str(record),
+        ]
+        for i, record in enumerate(records)
+    ]  # fmt: skip
+    finished = run_processes(commands, seconds, out / "kernels.log")
+    lines = [line for record in records for line in read_lines(record)]
+    part = _counted(lines, finished)
+    if spilled := [line["kernel"] for line in lines if line.get("spilled")]:
+        part["note"] = f"{len(spilled)} spill registers: {'; '.join(spilled[:3])} ..."
+    if statuses := {f.status for f in finished} - {0, 1, None}:
+        part["state"], part["why"] = "failed", f"a process died: status {statuses}"
+    return part
+
+
 def problems(seconds: float, out: Path, temporary: Path) -> Part:
     """Random problems, every algorithm."""
     record = temporary / "problems.jsonl"
@@ -167,7 +198,7 @@ def problems(seconds: float, out: Path, temporary: Path) -> Part:
 
 
 def tests(seconds: float, out: Path, temporary: Path) -> Part:
-    """The tests marked gpu, in a few processes that share the compiling."""
+    """The tests marked gpu, in a few processes."""
     if not _has("pytest"):
         return {"state": "not run", "why": "pytest is not installed"}
     extra = ""
@@ -177,7 +208,7 @@ def tests(seconds: float, out: Path, temporary: Path) -> Part:
         (folder / "__init__.py").write_text(HYPOTHESIS)
         (folder / "strategies.py").write_text(STRATEGIES)
         extra = str(folder.parent)
-    shares = max(1, min(4, (os.cpu_count() or 1) // 2))
+    shares = max(1, min(8, (os.cpu_count() or 1) // 2))
     commands = [
         [
             sys.executable, "-m", "pytest", "-m", "gpu", "-q", "--tb=short", "--maxfail=40",
@@ -256,6 +287,10 @@ def find_sanitizer() -> str | None:
     return shutil.which("compute-sanitizer", path=path)
 
 
+# Not JAX: its convolutions are cuDNN's, as torch's are, and compiling each takes seconds.
+_PEERS = tuple(name for name in CUDA_PEERS if name != "jax")
+
+
 def benchmark(name: str, *options: str) -> Callable[[float, Path, Path], Part]:
     """The part that times the sample suite as the options of ``python -m bench`` say."""
 
@@ -266,8 +301,7 @@ def benchmark(name: str, *options: str) -> Callable[[float, Path, Path], Part]:
         result, log = out / f"{name}.json", out / f"{name}.log"
         command = [
             sys.executable, "-m", "bench", "--backend", "cuda", "--suite", "sample", "--batch",
-            "32", "--budget", "0.15", "--out", str(result),
-            *options,
+            "32", "--budget", "0.15", "--out", str(result), "--peers", *_PEERS, *options,
         ]  # fmt: skip
         done, took = _resumed(command, seconds, result, log)
         found: Part = {"state": "cut" if done.cut else "done", "seconds": took}
@@ -345,6 +379,7 @@ def _algorithms(dtype: str) -> Callable[[float, Path, Path], Part]:
 
 PARTS: dict[str, tuple[float, Callable[[float, Path, Path], Part]]] = {
     # name: (share of the time that is left, relative to the parts after it; what it does)
+    "kernels": (60, kernels),
     "problems": (50, problems),
     "algorithms_float32": (40, _algorithms("float32")),
     "algorithms_float16": (30, _algorithms("float16")),

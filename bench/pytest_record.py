@@ -1,7 +1,7 @@
 """A pytest plugin: one JSON line per outcome, and a share of the tests.
 
 The lines are written as tests end, so they survive a run that is cut. ``--share 0/4`` runs every
-fourth test: several processes then share the compiling, which is most of a first run on a GPU.
+fourth test: the references, which are most of the work, are then computed on several cores.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import struct
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, lru_cache
 from importlib import import_module
 from types import ModuleType
@@ -128,11 +128,18 @@ class CudaDevice:
         self.max_shared_bytes = attribute(_SHARED_BYTES)
         self.registers_per_sm = attribute(_REGISTERS)
         self.l2_bytes = attribute(_L2_BYTES)
-        # Two transfers per clock. Virtual GPUs hide their clocks: then the numbers of a mid-size
-        # device stand in, since only ratios decide between algorithms.
-        memory = 2e3 * attribute(_MEMORY_KHZ) * attribute(_BUS_BITS) / 8
+
+        def shown(number: int) -> int:
+            with suppress(Exception):
+                return attribute(number)
+            return 0
+
+        # Two transfers per clock. Virtual GPUs hide their clocks, and a driver may refuse to tell
+        # them: then the numbers of a mid-size device stand in, since only ratios decide between
+        # algorithms.
+        memory = 2e3 * shown(_MEMORY_KHZ) * shown(_BUS_BITS) / 8
         self.bandwidth = memory or 1e12
-        self.clock_hz = 1e3 * attribute(_CLOCK_KHZ) or 1.5e9
+        self.clock_hz = 1e3 * shown(_CLOCK_KHZ) or 1.5e9
         self._kernels: dict[Any, _Kernel] = {}
         self._threads = threading.local()
         self._limits = threading.Lock()

@@ -7,10 +7,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from bench import gpu_problems, on_gpu
+from bench import gpu_problems, kernels, on_gpu
 from gpuconv import backends
 
 ROOT = Path(__file__).parent.parent.parent
@@ -108,6 +109,61 @@ def test_processes_that_run_over_are_cut_and_others_are_not(tmp_path: Path) -> N
     assert "done" in log.read_text()
 
 
+def test_kernels_are_compiled_in_shares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("cupy")
+    monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "cache"))
+    whole = kernels.share(0, 1, ["pack_filter", "split_sum"])
+    shares = [kernels.share(i, 3, ["pack_filter", "split_sum"]) for i in range(3)]
+    assert sorted(str(kernel) for share in shares for kernel in share) == sorted(map(str, whole))
+    record = tmp_path / "record"
+    options = ["--arch", "sm_90a", "--share", "1/3", "--record", str(record)]
+    assert kernels.main([*options, "pack_filter", "split_sum"]) == 0
+    lines = on_gpu.read_lines(record)
+    assert [line["outcome"] for line in lines] == ["compiled"] * len(shares[1])
+    assert all(line["registers"] > 0 for line in lines)
+    assert len(list((tmp_path / "cache" / "gpuconv").iterdir())) == len(shares[1])
+    assert kernels.main(["--arch", "sm_1", "--record", str(record), "pack_filter"]) == 1
+    failed = on_gpu.read_lines(record)[len(shares[1]) :]
+    assert failed
+    assert all("CompileError" in line["text"] for line in failed)
+
+
+def test_every_core_compiles_a_share_of_the_kernels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every kernel has one process, and what does not compile is a failure."""
+    seen: list[str] = []
+
+    def instead(commands: list[list[str]], *args: object) -> list[on_gpu.Finished]:
+        for command in commands:
+            options = dict(zip(command[3::2], command[4::2], strict=True))
+            seen.append(options["--share"])
+            result = {"kernel": "a X=1", "outcome": "compiled", "spilled": 8}
+            if options["--share"] == "2/3":
+                result = {"kernel": "b", "outcome": "failed", "text": "CompileError: no"}
+            Path(options["--record"]).write_text(json.dumps(result) + "\n")
+        return [on_gpu.Finished(0, 1.0), on_gpu.Finished(0, 1.0), on_gpu.Finished(1, 2.0)]
+
+    device = SimpleNamespace(arch="sm_90a")
+    monkeypatch.setattr(backends, "backend", lambda name: SimpleNamespace(device=lambda: device))
+    monkeypatch.setattr(on_gpu.os, "cpu_count", lambda: 3)
+    monkeypatch.setattr(on_gpu, "run_processes", instead)
+    part = on_gpu.kernels(60, tmp_path, tmp_path)
+    assert seen == ["0/3", "1/3", "2/3"]
+    assert part["state"] == "failed"
+    assert part["counts"] == {"compiled": 2, "failed": 1}
+    assert part["failures"][0]["kernel"] == "b"
+    assert part["note"].startswith("2 spill registers: a X=1")
+
+
+def test_jax_leaves_the_device_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the first of several processes takes three quarters of its memory."""
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE", raising=False)
+    code = "import os; print(os.environ['XLA_PYTHON_CLIENT_PREALLOCATE'])"
+    on_gpu.run_processes([[sys.executable, "-c", code]], 30, tmp_path / "log")
+    assert (tmp_path / "log").read_text().splitlines()[-1] == "false"
+
+
 def test_torn_lines_are_left_out(tmp_path: Path) -> None:
     path = tmp_path / "lines"
     path.write_text('{"a": 1}\n{"a": 2}\n{"a"')
@@ -199,6 +255,7 @@ def test_the_parts_make_a_summary_and_one_that_raises_takes_no_other_with_it(
 CRASHING = """
 import json, os, sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import bench.run as running
 from bench.suites import Row
