@@ -202,7 +202,7 @@ __device__ __forceinline__ void copy_tile(Stage* tile, const X* __restrict__ x, 
 
 // The same with column j at [j % stride][j / stride] of its row: windows `stride` columns apart are
 // neighbours. x is read in its own order; phase_pitch keeps the banks of a warp's writes apart, but
-// for float64 at a stride of 3, where a few meet.
+// for 4 and 8 bytes at even strides that are no power of two, where two columns meet.
 template <int THREADS_W, int THREADS_H, class Stage, class X, class Index>
 __device__ __forceinline__ void copy_phases(Stage* tile, const X* __restrict__ x, int64 plane,
                                             Index row0, Index column0, int rows, const Problem& p,

@@ -61,7 +61,6 @@ static_assert(Same<X_T, W_T>::value && Same<X_T, B_T>::value && Same<X_T, Y_T>::
 
 constexpr int OUT = 2, IN = 4, POSITIONS = 16;
 constexpr int BLOCK = 256, TILES = 32, CHUNK = 8;
-constexpr int THREAD = 8, FRAGMENT = 4;  // sums of a thread along each axis, and beside each other
 constexpr int FILTER_ROW = POSITIONS * FILTERS, INPUT_ROW = POSITIONS * TILES + 4;  // of one c
 constexpr int HALF = FILTERS / 2, EXCHANGE_ROW = TILES + 4;
 
@@ -126,23 +125,7 @@ winograd(const X_T* __restrict__ x, const W_T* __restrict__ w,
         float32* const to =
             input_tile + ((chunk & 1) * CHUNK + load_c) * INPUT_ROW + load_tile;
         patch.clear(loaded);
-        float32 columns[IN][IN];  // [s][i]
-#pragma unroll
-        for (int s = 0; s < IN; ++s) {
-            float32 d[IN];
-#pragma unroll
-            for (int r = 0; r < IN; ++r) d[r] = convert<float32>(loaded[r][s]);
-            transform_input(d, columns[s]);
-        }
-#pragma unroll
-        for (int i = 0; i < IN; ++i) {
-            float32 d[IN], v[IN];
-#pragma unroll
-            for (int s = 0; s < IN; ++s) d[s] = columns[s][i];
-            transform_input(d, v);
-#pragma unroll
-            for (int j = 0; j < IN; ++j) to[(i * IN + j) * TILES] = v[j];
-        }
+        store_transformed(loaded, to, TILES);
     };
 
     // ---- the sums of this thread: fragments of rows begin at thread_m and HALF + thread_m
@@ -172,25 +155,8 @@ winograd(const X_T* __restrict__ x, const W_T* __restrict__ w,
             for (int c = 0; c < CHUNK; ++c) {
 #pragma unroll
                 for (int q = 0; q < 2; ++q) {
-                    float4 a[2], b[2];
-#pragma unroll
-                    for (int f = 0; f < 2; ++f) {
-                        a[f] = *reinterpret_cast<const float4*>(
-                            filter_row + c * FILTER_ROW + q * FILTERS + f * HALF);
-                        b[f] = *reinterpret_cast<const float4*>(
-                            input_row + c * INPUT_ROW + q * TILES + f * (TILES / 2));
-                    }
-                    const float32 m[THREAD] = {a[0].x, a[0].y, a[0].z, a[0].w,
-                                               a[1].x, a[1].y, a[1].z, a[1].w};
-                    const float32 n[THREAD] = {b[0].x, b[0].y, b[0].z, b[0].w,
-                                               b[1].x, b[1].y, b[1].z, b[1].w};
-#pragma unroll
-                    for (int i = 0; i < THREAD; ++i) {
-#pragma unroll
-                        for (int j = 0; j < THREAD; ++j) {
-                            sum[q][i][j] = multiply_add(sum[q][i][j], m[i], n[j]);
-                        }
-                    }
+                    multiply_fragments(sum[q], filter_row + c * FILTER_ROW + q * FILTERS, HALF,
+                                       input_row + c * INPUT_ROW + q * TILES, TILES / 2, false);
                 }
             }
         }

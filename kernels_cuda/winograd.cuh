@@ -149,6 +149,56 @@ __device__ __forceinline__ void transform_output(const float32 (&m)[6], float32 
     y[3] = fmaf(POINT_A * SQUARE_A, odd_a, fmaf(POINT_B * SQUARE_B, odd_b, m[5]));
 }
 
+// ---- a tile, and a step of the products -------------------------------------------------------
+
+// to[(i*IN + j) * step] = (B' d B)[i][j]
+template <int IN, class X, class Index>
+__device__ __forceinline__ void store_transformed(const X (&loaded)[IN][IN], float32* to,
+                                                  Index step) {
+    float32 columns[IN][IN];  // [s][i]
+#pragma unroll
+    for (int s = 0; s < IN; ++s) {
+        float32 d[IN];
+#pragma unroll
+        for (int r = 0; r < IN; ++r) d[r] = convert<float32>(loaded[r][s]);
+        transform_input(d, columns[s]);
+    }
+#pragma unroll
+    for (int i = 0; i < IN; ++i) {
+        float32 d[IN], v[IN];
+#pragma unroll
+        for (int s = 0; s < IN; ++s) d[s] = columns[s][i];
+        transform_input(d, v);
+#pragma unroll
+        for (int j = 0; j < IN; ++j) to[(i * IN + j) * step] = v[j];
+    }
+}
+
+constexpr int THREAD = 8, FRAGMENT = 4;  // sums of a thread along each axis, and beside each other
+
+// sum[i][j] = (from_zero ? 0 : sum[i][j]) + m[i] * n[j], of one channel: m and n are two fragments
+// each, at filters and inputs and so many elements on.
+__device__ __forceinline__ void multiply_fragments(float32 (&sum)[THREAD][THREAD],
+                                                   const float32* filters, int filters_on,
+                                                   const float32* inputs, int inputs_on,
+                                                   bool from_zero) {
+    float4 a[2], b[2];
+#pragma unroll
+    for (int f = 0; f < 2; ++f) {
+        a[f] = *reinterpret_cast<const float4*>(filters + f * filters_on);
+        b[f] = *reinterpret_cast<const float4*>(inputs + f * inputs_on);
+    }
+    const float32 m[THREAD] = {a[0].x, a[0].y, a[0].z, a[0].w, a[1].x, a[1].y, a[1].z, a[1].w};
+    const float32 n[THREAD] = {b[0].x, b[0].y, b[0].z, b[0].w, b[1].x, b[1].y, b[1].z, b[1].w};
+#pragma unroll
+    for (int i = 0; i < THREAD; ++i) {
+#pragma unroll
+        for (int j = 0; j < THREAD; ++j) {
+            sum[i][j] = multiply_add(from_zero ? 0.0f : sum[i][j], m[i], n[j]);
+        }
+    }
+}
+
 // ---- from a tile's results to y --------------------------------------------------------------
 
 template <class Y, int N>

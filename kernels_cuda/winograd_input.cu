@@ -56,24 +56,8 @@ winograd_input(const X_T* __restrict__ x, float32* __restrict__ inputs, const Pr
         for (int s = 0; s < IN; ++s) loaded[r][s] = patch.read(x, first, r, s);
     }
     patch.clear(loaded);
-    float32 columns[IN][IN];  // [s][i]
-#pragma unroll
-    for (int s = 0; s < IN; ++s) {
-        float32 d[IN];
-#pragma unroll
-        for (int r = 0; r < IN; ++r) d[r] = convert<float32>(loaded[r][s]);
-        transform_input(d, columns[s]);
-    }
     const int c = split_off(group, p.group_in_divisor);
     const int64 step = p.group_in * tiles.pitch;
     float32* to = inputs + (int64)group * IN * IN * step + (int64)c * tiles.pitch + tile;
-#pragma unroll
-    for (int i = 0; i < IN; ++i) {
-        float32 d[IN], v[IN];
-#pragma unroll
-        for (int s = 0; s < IN; ++s) d[s] = columns[s][i];
-        transform_input(d, v);
-#pragma unroll
-        for (int j = 0; j < IN; ++j) to[(i * IN + j) * step] = v[j];
-    }
+    store_transformed(loaded, to, step);
 }

@@ -38,7 +38,6 @@
 static_assert(STAGES >= 2 && STAGES <= 4, "STAGES: 2 to 4");
 
 constexpr int CHUNK = 16, TILES = 128, BLOCK = 128, POSITIONS = 36;
-constexpr int FRAGMENT = 4, THREAD = 8;  // sums beside each other, and of a thread along each axis
 constexpr int THREADS_M = FILTERS / THREAD, THREADS_N = TILES / THREAD;
 static_assert(THREADS_M == 8 && THREADS_M * THREADS_N == BLOCK, "a warp is 8 x 4 threads");
 
@@ -110,25 +109,9 @@ winograd_multiply(const float32* __restrict__ filters, const float32* __restrict
         const int stage = chunk % STAGES;
         float32 part[THREAD][THREAD];
         const auto multiply = [&](int c, bool first) {
-            float4 a[2], b[2];
-#pragma unroll
-            for (int f = 0; f < 2; ++f) {
-                a[f] = *reinterpret_cast<const float4*>(
-                    &filter_tile[stage][c * FILTERS + f * THREADS_M * FRAGMENT + thread_m]);
-                b[f] = *reinterpret_cast<const float4*>(
-                    &input_tile[stage][c * TILES + f * THREADS_N * FRAGMENT + thread_n]);
-            }
-            const float32 m[THREAD] = {a[0].x, a[0].y, a[0].z, a[0].w,
-                                       a[1].x, a[1].y, a[1].z, a[1].w};
-            const float32 n[THREAD] = {b[0].x, b[0].y, b[0].z, b[0].w,
-                                       b[1].x, b[1].y, b[1].z, b[1].w};
-#pragma unroll
-            for (int i = 0; i < THREAD; ++i) {
-#pragma unroll
-                for (int j = 0; j < THREAD; ++j) {
-                    part[i][j] = multiply_add(first ? 0.0f : part[i][j], m[i], n[j]);
-                }
-            }
+            multiply_fragments(part, &filter_tile[stage][c * FILTERS + thread_m],
+                               THREADS_M * FRAGMENT, &input_tile[stage][c * TILES + thread_n],
+                               THREADS_N * FRAGMENT, first);
         };
         multiply(0, true);
 #pragma unroll

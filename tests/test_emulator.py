@@ -20,6 +20,8 @@ from tests.emulator import (
     EmulatedDevice,
     EmulatorError,
     emulated_device,
+    figures,
+    fuzz,
 )
 from tests.emulator.build import stage
 
@@ -516,10 +518,51 @@ def test_launches_that_no_device_accepts(mode):
     caught(d, "bounded", (1 << 31, 1, 1), 1, out, "2^31")
     caught(d, "bounded", 0, 32, out, "at least 1")
     caught(d, "bounded", 1, 65, out, "__launch_bounds__ allow 64")
-    caught(d, "bounded", 1, 32, out, "232448 bytes", shared=(227 << 10) + 1)
-    caught(d, "too_much_static_shared", 1, 32, out, "48 KiB")
+    caught(d, "bounded", 1, 32, out, "at most 232448", shared=(227 << 10) + 1)
+    caught(d, "bounded", 1, 32, out, "not negative", shared=-1)
+    caught(d, "too_much_static_shared", 1, 32, out, "52000 bytes are static")
     run(d, "broken", 1, 64, out, kernel="bounded", shared=227 << 10)
     assert out[0].sum() == 64
+
+
+@mode
+def test_static_and_dynamic_shared_memory_are_one_block_s(mode):
+    """128 bytes are static: a block has 227 KiB on a 9.0, 64 KiB on a 7.5, in all."""
+    for arch, most in (("sm_90a", 227 << 10), ("sm_75", 64 << 10)):
+        d = device(mode, arch=arch)
+        assert d.max_shared_bytes == most
+        args = (np.zeros(32, f32),)
+        run(d, "broken", 1, 32, args, kernel="uninitialised_shared", shared=most - 128)
+        text = f"128 bytes of static and {most - 127} of dynamic shared memory"
+        caught(d, "uninitialised_shared", 1, 32, args, text, shared=most - 127)
+
+
+@mode
+def test_more_than_48_kib_of_shared_memory_are_asked_for(mode):
+    d = device(mode, opt_in=False)
+    args, free = (np.zeros(32, f32),), (48 << 10) - 128
+    run(d, "broken", 1, 32, args, kernel="uninitialised_shared", shared=free)
+    caught(d, "uninitialised_shared", 1, 32, args, "were not allowed", shared=free + 1)
+    caught(d, "uninitialised_shared", 1, 32, args, "were not allowed", shared=48 << 10)
+    kernel = d.load("broken", {}, "uninitialised_shared")
+    d.allow_shared(kernel, 60 << 10)
+    run(d, "broken", 1, 32, args, kernel="uninitialised_shared", shared=60 << 10)
+    caught(d, "uninitialised_shared", 1, 32, args, "were not allowed", shared=(60 << 10) + 1)
+    caught(d, "bounded", 1, 32, args, "were not allowed", shared=60 << 10)  # each kernel for itself
+    with pytest.raises(EmulatorError, match="a block has at most 232448"):
+        d.allow_shared(kernel, 227 << 10)
+
+
+def test_static_shared_memory_is_what_ptxas_counts():
+    pytest.importorskip("cupy")
+    for stem, macros in (
+        ("winograd_multiply", {}), ("winograd", {}), ("wgrad_depthwise", {}), ("depthwise", {}),
+        ("direct_wgrad", {}), ("filter2d", {}),
+    ):  # fmt: skip
+        report = compiler.compile_kernel(stem, macros, "sm_90a").report
+        for some in MODES:
+            entry = EmulatedDevice(some).load(stem, macros).entry
+            assert 0 <= report.shared - entry.static_shared < 16, stem  # between variables
 
 
 def test_arguments_that_do_not_fit():
@@ -635,6 +678,46 @@ def test_accesses_are_counted_by_width(stride, wavefronts):
     store = site(d, "= sum;", "global", "store")
     assert (store.bytes, store.sectors) == (16, 16)
     assert d.report.total("requests", "global") == 5
+
+
+# ---------------------------------------------------------------- every algorithm, by command
+
+
+@pytest.mark.parametrize("operation", ["fprop", "dgrad", "wgrad"])
+def test_random_problems_until_the_time_is_up(capsys, operation):
+    options = ["--algorithm", "direct", "--operation", operation, "--dtypes", "float32"]
+    assert fuzz.main([*options, "--seconds", "2", "--seed", "7"]) == 0
+    row, total = capsys.readouterr().out.splitlines()
+    assert row.split()[:2] == ["direct", operation]
+    assert row.endswith("ok")
+    assert int(row.split()[2]) == int(total.split()[0]) > 0
+    assert int(row.split()[4]) > 0  # in watch mode
+
+
+def test_a_problem_that_fails_can_be_repeated(capsys, monkeypatch):
+    def off(problem, *arrays):
+        raise AssertionError("3 of 4 elements are off")
+
+    monkeypatch.setattr(fuzz.testing, "assert_close", off)
+    options = ["--algorithm", "direct", "--operation", "fprop", "--dtypes", "float32"]
+    assert fuzz.main([*options, "--seed", "7"]) == 1
+    first = capsys.readouterr().out
+    assert "FAILED" in first
+    assert "3 of 4 elements are off" in first
+    command = next(line for line in first.splitlines() if "--once" in line)
+    assert fuzz.main(command.partition("fuzz ")[2].split()) == 1
+    assert command in capsys.readouterr().out
+    monkeypatch.undo()
+    assert fuzz.main(command.partition("fuzz ")[2].split()) == 0
+
+
+def test_figures_of_a_kernel():
+    found = figures.sites(
+        "separable", "fprop", (1, 1, 40, 128), (1, 1, 3, 3), "float32", {"padding": "same"}
+    )
+    (line,) = figures.lines(found)
+    assert line.split()[:3] == ["separable", "1.00", "1.00"]
+    assert figures.ratio([]).strip() == "-"
 
 
 # ---------------------------------------------------------------- staging, compiling, caching

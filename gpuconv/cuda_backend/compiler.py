@@ -10,10 +10,12 @@ hashes to: what is truncated or damaged is compiled again, never trusted. Entrie
 temporary name and renamed, so any number of processes may share a folder.
 
     python -m gpuconv.cuda_backend.compiler --report [--sass] [--arch sm_90a] [STEM ...]
+    python -m gpuconv.cuda_backend.compiler --summary [--sass] [--arch sm_90a] [STEM ...]
 
-compiles every variant that the algorithms can ask for, and prints registers, shared memory, spills,
-the blocks and warps that share a multiprocessor (``occupancy``; as many as without the shared
-memory that only a launch asks for), and with --sass the counts of instructions (``sass``).
+compile every variant that the algorithms can ask for. --report prints registers, shared memory,
+spills, the blocks and warps that share a multiprocessor (``occupancy``; as many as without the
+shared memory that only a launch asks for), and with --sass the counts of instructions (``sass``);
+--summary prints the ranges of these over the variants of each kernel and architecture.
 """
 
 from __future__ import annotations
@@ -35,9 +37,12 @@ from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpuconv.errors import BackendError
+
+if TYPE_CHECKING:
+    from gpuconv.cuda_backend.occupancy import Occupancy
 
 Macros = Mapping[str, "str | int"]
 
@@ -46,6 +51,7 @@ ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120
 
 _INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]+"([^"]+)"', re.MULTILINE)
 _MAGIC = b"gpuconv kernel 1\n"
+_TEGRA = frozenset({53, 62, 72, 87, 101})
 _HEADER = struct.Struct("<QQ32s")  # length of the report, length of the cubin, sha256 of both
 
 
@@ -183,7 +189,8 @@ def architecture(capability: tuple[int, int], supported: Sequence[int] | None = 
     number = 10 * capability[0] + capability[1]
     if number == 90 and 90 in supported:
         return "sm_90a"
-    older = [n for n in supported if n <= number]
+    # Tegra's chips are no ancestors of the others: what is compiled for one runs on it alone.
+    older = [n for n in supported if n <= number and (n == number or n not in _TEGRA)]
     if not older:
         raise BackendError(
             f"NVRTC {'.'.join(map(str, nvrtc_version()))} no longer compiles for compute "
@@ -343,6 +350,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("stems", nargs="*", help="kernels to compile (all)")
     parser.add_argument("--report", action="store_true", help="print one line per variant")
+    parser.add_argument("--summary", action="store_true", help="print one line per kernel")
     parser.add_argument("--arch", action="append", help="one of several; all of them if left out")
     parser.add_argument("--sass", action="store_true", help="count instructions (with nvdisasm)")
     parser.add_argument("--no-cache", action="store_true")
@@ -350,6 +358,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     spilled = local = count = 0
     start = time.perf_counter()
     for arch in options.arch or ARCHITECTURES:
+        ranges: dict[str, _Ranges] = {}
         for stem, macros in all_variants(options.stems):
             compiled = compile_kernel(stem, macros, arch, cache=not options.no_cache)
             report = compiled.report
@@ -358,6 +367,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             found = sass.counts(compiled.cubin) if options.sass else Counter[str]()
             in_local = any(found[name] for name in sass.LOCAL)
             local += in_local
+            ranges.setdefault(stem, _Ranges()).add(arch, compiled, in_local)
             if options.report or spills or in_local:
                 text = " ".join(f"{name}={value}" for name, value in macros.items())
                 counted = "".join(f"{found[n]:5} {n}" for n in sass.COLUMNS if options.sass)
@@ -366,6 +376,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     f"{report.stack:5} B stack {spills:5} B spilled {_resident(arch, compiled)}"
                     f"{counted}  {text}"
                 )
+        if options.summary:
+            for stem, those in ranges.items():
+                print(f"{arch:8} {stem:24} {those}")
     seconds = time.perf_counter() - start
     print(f"{count} kernels in {seconds:.1f} s, {spilled} of them spill registers")
     if options.sass:
@@ -373,15 +386,66 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if spilled or local else 0
 
 
-def _resident(arch: str, compiled: Compiled) -> str:
-    """Blocks and warps of a multiprocessor, and what limits them."""
+def _occupancy(arch: str, compiled: Compiled) -> Occupancy | None:
+    """Of blocks as large as the kernel allows; None where it does not say, or is PTX."""
     from gpuconv.cuda_backend import occupancy
 
     threads = occupancy.max_threads(compiled.cubin)
     if threads is None:
+        return None
+    report = compiled.report
+    return occupancy.occupancy(arch, threads, report.registers, report.shared)
+
+
+def _resident(arch: str, compiled: Compiled) -> str:
+    """Blocks and warps of a multiprocessor, and what limits them."""
+    found = _occupancy(arch, compiled)
+    if found is None:
         return "  - blocks   - warps"
-    found = occupancy.occupancy(arch, threads, compiled.report.registers, compiled.report.shared)
     return f"{found.blocks:3} blocks {found.warps:3} warps by {found.limit:13}"
+
+
+@dataclass
+class _Ranges:
+    """Of all variants of one kernel for one architecture."""
+
+    variants: int = 0
+    registers: tuple[int, int] = (1 << 16, 0)
+    shared: tuple[int, int] = (1 << 20, 0)
+    spilled: int = 0  # bytes, stored and loaded
+    local: int = 0  # variants that keep arrays in local memory
+    least: Occupancy | None = None
+
+    def add(self, arch: str, compiled: Compiled, in_local: bool) -> None:
+        report = compiled.report
+        self.variants += 1
+        self.registers = _widened(self.registers, report.registers)
+        self.shared = _widened(self.shared, report.shared)
+        self.spilled += report.spill_stores + report.spill_loads
+        self.local += in_local or report.stack > 0
+        found = _occupancy(arch, compiled)
+        if found and (self.least is None or found.share < self.least.share):
+            self.least = found
+
+    def __str__(self) -> str:
+        least = "" if self.least is None else (
+            f"; at least {self.least.blocks} blocks, {self.least.warps} warps "
+            f"({self.least.share:.0%}, by {self.least.limit})"
+        )  # fmt: skip
+        return (
+            f"{self.variants:3} variants {_written(self.registers):>8} registers "
+            f"{_written(self.shared):>12} B shared {self.spilled} B spilled "
+            f"{self.local} local{least}"
+        )
+
+
+def _widened(extent: tuple[int, int], value: int) -> tuple[int, int]:
+    return min(extent[0], value), max(extent[1], value)
+
+
+def _written(extent: tuple[int, int]) -> str:
+    low, high = extent
+    return str(low) if low == high else f"{low}-{high}"
 
 
 if __name__ == "__main__":

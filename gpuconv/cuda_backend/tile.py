@@ -37,7 +37,8 @@ UNIT_COLUMNS, ALIGNED, STORE_VECTORS = 1, 2, 4  # flags: TILE_...
 
 THREADS = 256
 _VECTOR = 16  # bytes of the widest load
-_BANKS = 128  # bytes of all banks of shared memory
+_BANKS, _WORD = 128, 4  # bytes of all banks of shared memory, and of one
+_LANES = 32  # of a warp
 _INDEX_LIMIT = 2**31 - 2**26  # less what the last tile reaches past the output
 
 
@@ -127,13 +128,24 @@ def rows(problem: ConvProblem, block: Block, slab: int) -> int:
 def phase_pitch(problem: ConvProblem, block: Block, itemsize: int) -> int:
     """Elements between the phases that a stride deals a row's columns into.
 
-    Neighbouring columns are in different phases: those of a warp meet different banks where each
-    phase begins a `stride`-th of all banks after the one before.
+    Neighbouring columns are in different phases, `step` elements apart modulo the banks. A warp's
+    are in different banks where stride * step is 1 modulo the banks: column j is then in bank
+    j * step. Where there is no such step the phases divide the banks among them; that is free of
+    conflicts for powers of two, and for other even strides of 4 or 8 bytes two columns meet. Of
+    smaller elements a warp needs a part of the banks only: its phases lie a word apart.
     """
     stride = extents(problem.stride)[1]
     count = -(-columns(problem, block) // stride)
+    if stride == 1:
+        return count
     banks = _BANKS // itemsize
-    return count if stride == 1 else count + (-(-banks // stride) - count) % banks
+    if itemsize < _WORD:
+        step = -(-_LANES // stride) + _WORD // itemsize - 1
+    elif math.gcd(stride, banks) == 1:
+        step = pow(stride, -1, banks)
+    else:
+        step = -(-banks // stride)
+    return count + (step - count) % banks
 
 
 def pitch(problem: ConvProblem, block: Block, itemsize: int) -> int:

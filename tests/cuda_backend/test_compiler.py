@@ -72,6 +72,22 @@ def test_the_report_is_one_command(cache: Path, capsys: pytest.CaptureFixture[st
     assert "4 kernels" in lines[-1]
 
 
+def test_the_summary_is_a_line_for_each_kernel_and_architecture(
+    cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    variants = [("probe", {}), ("direct", SMALL), ("direct", {**SMALL, "K_TILE": 8})]
+    reports = [compile_kernel(stem, macros, "sm_90a").report for stem, macros in variants]
+    low, high = sorted(report.registers for report in reports[1:])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiler, "all_variants", lambda stems: iter(variants))
+        assert compiler.main(["--summary", "--arch", "sm_90a"]) == 0
+    probe, direct, total = capsys.readouterr().out.splitlines()
+    assert f"1 variants {reports[0].registers:8} registers" in probe
+    assert f"2 variants {f'{low}-{high}':>8} registers" in direct
+    assert "0 B spilled 0 local; at least " in direct
+    assert total.startswith("3 kernels")
+
+
 def test_reports_are_read_off_the_log() -> None:
     log = """
 ptxas info    : Used 40 registers, used 1 barriers, 1024 bytes smem, 496 bytes cmem[0]
@@ -271,6 +287,9 @@ def test_the_cache_is_where_the_platform_keeps_caches(
         ((8, 9), (75, 80, 86), "sm_86"),
         ((12, 1), (90, 100, 120), "sm_120"),
         ((10, 3), (90, 100, 120), "sm_100"),
+        ((10, 3), (90, 100, 101, 120), "sm_100"),  # 10.1 and 8.7 are Tegra's
+        ((8, 9), (75, 80, 86, 87, 90), "sm_86"),
+        ((8, 7), (80, 86, 87), "sm_87"),
         ((12, 0), (75, 80, 90), "compute_90"),
         ((9, 0), (75, 80), "compute_80"),
     ],

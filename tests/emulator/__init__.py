@@ -22,7 +22,9 @@ What it cannot find:
 
 - Speed. Occupancy, registers, spills, latencies, caches: nothing of that exists here. Wavefronts
   and sectors are counted from addresses alone, lanes matched by instruction and how often it ran,
-  as g++ compiled it: NVIDIA's compiler may merge, widen or drop accesses.
+  as g++ compiled it: NVIDIA's compiler may merge, widen or drop accesses. A lane that skips an
+  instruction once, at an edge, is from then on matched with its neighbours' accesses of a step
+  before, until the next barrier: conflicts that only appear with pads are not there.
 - Reordering by the memory model. Every write is seen by everybody at once and in program order.
   Races are found from the barriers a launch goes through, whatever the order, but only on the
   addresses that this very launch touches. Missing __threadfence()s are noticed between blocks that

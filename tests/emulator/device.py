@@ -33,6 +33,10 @@ BLOCK_ORDERS: tuple[BlockOrder, ...] = ("ascending", "shuffled")
 _KERNELS = Path(__file__).resolve().parents[2] / "kernels_cuda"
 _KINDS = ("a pointer", "an integer", "a float", "a struct", "a bool")
 _POINTER, _INTEGER, _FLOAT, _OBJECT, _BOOL = range(5)
+# Bytes of shared memory of a block: what it may have without asking, and asked for, by architecture
+# (CUDA C++ Programming Guide, "Technical Specifications per Compute Capability").
+_UNASKED_SHARED = 48 << 10
+_MOST_SHARED = {75: 64 << 10, 80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 120: 99 << 10}
 _SANITIZED_LIMIT = 1 << 30  # bytes that a sanitized launch may copy to its process and back
 
 
@@ -58,14 +62,14 @@ class EmulatedDevice:
     mode: "plain" (fast), "sanitize" (AddressSanitizer and UBSan) or "watch" (races, bank
     conflicts, sectors). order and block_order: how threads and blocks take turns; `seed` drives
     the random ones. folder: where the .cu files are. time_limit: seconds of processor time that
-    a launch may take.
+    a launch may take. opt_in: whether a launch asks for the dynamic shared memory that it uses, as
+    CudaDevice's do; else it is refused above 48 KiB until `allow_shared` was called.
     """
 
     name = "emulator"
     xp: types.ModuleType = np
     # An H200's, so that plans come out as on the real thing.
     sm_count = 132
-    max_shared_bytes = 227 << 10
     registers_per_sm = 65536
     l2_bytes = 50 << 20
     bandwidth = 4.8e12
@@ -81,6 +85,7 @@ class EmulatedDevice:
         block_order: BlockOrder = "ascending",
         seed: int = 0,
         time_limit: float = 120.0,
+        opt_in: bool = True,
         cache: str | Path | None = None,
     ) -> None:
         for name, value, legal in (
@@ -96,8 +101,12 @@ class EmulatedDevice:
         self.block_order = block_order
         self.seed = seed
         self.time_limit = time_limit
+        self.opt_in = opt_in
+        number = int("".join(c for c in arch if c.isdigit()))
+        self.max_shared_bytes = _MOST_SHARED.get(number, 227 << 10)
         self.report = Report()
         self.launches = 0
+        self._allowed: dict[EmulatedKernel, int] = {}
         self._folder = Path(folder).resolve() if folder else _KERNELS
         self._cache = Path(cache).resolve() if cache else default_cache()
         self._cache.mkdir(parents=True, exist_ok=True)
@@ -137,6 +146,16 @@ class EmulatedDevice:
             raise EmulatorError(f"no kernel {name} in {source}.cu (there is: {there})")
         return EmulatedKernel(name, library.entries[name], self.mode, self._folder.name, library)
 
+    def allow_shared(self, kernel: EmulatedKernel, shared_bytes: int) -> None:
+        """cuFuncSetAttribute of MAX_DYNAMIC_SHARED_SIZE_BYTES: EmulatorError beyond the limit."""
+        static = kernel.entry.static_shared
+        if static + shared_bytes > self.max_shared_bytes:
+            raise EmulatorError(
+                f"kernel {kernel.name}: {static} bytes of static and {shared_bytes} of dynamic "
+                f"shared memory; a block has at most {self.max_shared_bytes}"
+            )
+        self._allowed[kernel] = shared_bytes
+
     def launch(
         self,
         kernel: EmulatedKernel,
@@ -152,6 +171,8 @@ class EmulatedDevice:
                 f"this device's is {self.mode}"
             )
         grid, block = _three(grid), _three(block)
+        if self.opt_in and shared_bytes > self._allowed.get(kernel, 0):
+            self.allow_shared(kernel, shared_bytes)
         self._check_limits(kernel, grid, block, shared_bytes)
         arguments, extents, relocations = _marshal(kernel, args)
         if self.mode == "sanitize":
@@ -205,7 +226,7 @@ class EmulatedDevice:
         shared_bytes: int,
     ) -> None:
         problem = None
-        bound = kernel.entry.launch_bound
+        bound, static = kernel.entry.launch_bound, kernel.entry.static_shared
         if min(grid) < 1 or min(block) < 1:
             problem = "every extent of grid and block is at least 1"
         elif _volume(block) > 1024 or block[2] > 64:
@@ -214,8 +235,12 @@ class EmulatedDevice:
             problem = "a grid has at most 2^31 - 1 blocks in x, and 65535 in y and z"
         elif bound and _volume(block) > bound:
             problem = f"the kernel's __launch_bounds__ allow {bound} threads in a block"
-        elif not 0 <= shared_bytes <= self.max_shared_bytes:
-            problem = f"a block has at most {self.max_shared_bytes} bytes of shared memory"
+        elif shared_bytes < 0:
+            problem = "a size is not negative"
+        elif static > _UNASKED_SHARED:
+            problem = f"{static} bytes are static, which may be 48 KiB"
+        elif shared_bytes > max(self._allowed.get(kernel, 0), _UNASKED_SHARED - static):
+            problem = f"with {static} static bytes they are more than 48 KiB, and were not allowed"
         if problem:
             raise EmulatorError(
                 f"kernel {kernel.name}: cannot launch grid {grid}, block {block}, "

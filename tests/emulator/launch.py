@@ -121,6 +121,7 @@ class Entry:
     name: str
     launch_bound: int  # __launch_bounds__, 0 where there is none
     parameters: tuple[tuple[int, int], ...]
+    static_shared: int  # bytes of what it declares __shared__, whether or not a launch gets there
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,32 @@ def source_line(library: Path, pc: int, own: str) -> str:
     return outer if outer == lines[0] else f"{outer} ({lines[0].rpartition('/')[2]})"
 
 
+_SHARED_SYMBOL = re.compile(r"_ZZ(?P<function>\w+)E\d+emu_shared_(?P<variable>\w+)")
+
+
+def static_shared(library: Path, names: Sequence[str]) -> dict[str, int]:
+    """Bytes of static shared memory of each kernel of `names`, from the library's symbols.
+
+    Every variable has its descriptor beside it (EMU_SHARED in shim.h). Those of a function that
+    kernels call count for all kernels of the library.
+    """
+    command = ["nm", "-S", "--defined-only", str(library)]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    rows = [line.split() for line in listed.splitlines()]
+    sizes = {row[3]: int(row[1], 16) for row in rows if len(row) == 4}
+    found = dict.fromkeys(names, 0)
+    for symbol in sizes:
+        match = _SHARED_SYMBOL.match(symbol)
+        if match is None:
+            continue
+        function, variable = match["function"], match["variable"]
+        own = [name for name in names if function == f"{len(name)}{name}"]
+        descriptor = f"{len('emu_shared_' + variable)}emu_shared_{variable}"
+        for name in own or names:
+            found[name] += sizes[symbol.replace(descriptor, f"{len(variable)}{variable}")]
+    return found
+
+
 # Kernels keep their state in static variables: one launch at a time.
 _lock = threading.Lock()
 
@@ -163,12 +190,17 @@ class LocalLibrary:
         self.path = path
         self._library = ctypes.CDLL(str(path))
         self._library.emu_entry.restype = ctypes.POINTER(EntryStruct)
+        rows: list[EntryStruct] = []
+        while found := self._library.emu_entry(len(rows)):
+            rows.append(found.contents)
+        shared = static_shared(path, [row.name.decode() for row in rows])
         self.entries: dict[str, Entry] = {}
-        while found := self._library.emu_entry(len(self.entries)):
-            e = found.contents
+        for e in rows:
+            name = e.name.decode()
             parameters = tuple((p.bytes, p.kind) for p in e.parameters[: e.parameter_count])
-            entry = Entry(len(self.entries), e.name.decode(), e.launch_bound, parameters)
-            self.entries[entry.name] = entry
+            self.entries[name] = Entry(
+                len(self.entries), name, e.launch_bound, parameters, shared[name]
+            )
 
     def launch(
         self,
@@ -309,14 +341,19 @@ class RemoteLibrary:
         self._name = struct.pack("I", len(name)) + name
         with _lock:
             self._worker.ask([struct.pack("I", 0), self._name])
-            self.entries: dict[str, Entry] = {}
+            rows: dict[str, tuple[int, tuple[tuple[int, int], ...]]] = {}
             while True:
                 length, count, bound = struct.unpack("iii", self._worker.receive(12))
                 if length < 0:
                     break
                 entry_name = self._worker.receive(length).decode()
-                rows = tuple(struct.iter_unpack("ii", self._worker.receive(8 * count)))
-                self.entries[entry_name] = Entry(len(self.entries), entry_name, bound, rows)
+                parameters = tuple(struct.iter_unpack("ii", self._worker.receive(8 * count)))
+                rows[entry_name] = bound, parameters
+        shared = static_shared(path, list(rows))
+        self.entries = {
+            name: Entry(index, name, bound, parameters, shared[name])
+            for index, (name, (bound, parameters)) in enumerate(rows.items())
+        }
 
     def launch(
         self,
