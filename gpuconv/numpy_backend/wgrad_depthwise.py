@@ -39,7 +39,7 @@ OPERATIONS = ("wgrad",)
 # Of x and dy. A block for two threads is larger than a core's cache: threads that hand the
 # interpreter's lock to each other every few microseconds are slower than one.
 _BLOCK_BYTES, _SHARED_BYTES = 1 << 20, 4 << 20
-_RUN = 8192  # elements that a dot product is given, where there are as many
+_RUN = 4096  # elements that a dot product is given, where there are as many
 _BLOCK = 60e-6  # seconds that the calls of a block take,
 _HANDOVER = 150e-6  # and with what threads then wait for each other
 _WORTH_THREADS = 1e7  # flops, or bytes to move
@@ -91,12 +91,14 @@ def cost(problem: ConvProblem, device: Cpu) -> float:
     size = problem.accumulator.itemsize / 4
     boxes = problem.batch / cut.images * tiling.count(problem.output, cut.box)
     blocks = boxes * -(-problem.in_channels // cut.channels)
-    plain, phases, spread, _ = cut.pieces(problem)
+    plain, _, spread, _ = cut.pieces(problem)
+    dots = cut.channels * problem.group_out_channels * taps
     # BLAS multiplies no integers.
-    multiplied = spread * taps * size * (1e-9 if problem.accumulator.is_exact else 0.055e-9)
-    copied = (0.35e-9 * plain + 0.4e-9 * phases + 0.3e-9 * spread) * size
-    dots = cut.channels * problem.group_out_channels * taps * 40e-9
-    seconds = blocks * (multiplied + copied + dots + (_BLOCK if cut.threads == 1 else _HANDOVER))
+    each = 1e-9 if problem.accumulator.is_exact else 0.028e-9
+    multiplied = dots * _length(cut.box, cut.pitch(problem), cut.images) * each
+    copied = 1.9e-9 * plain + 0.18e-9 * spread
+    calls = _BLOCK if cut.threads == 1 else _HANDOVER
+    seconds = blocks * ((multiplied + copied) * size + dots * 27e-9 + calls)
     return seconds / cut.threads + device.start(cut.threads)
 
 
@@ -245,9 +247,8 @@ class _Worker:
         _clear_margin(spread, extents)
         region = (..., *map(slice, extents))
         np.copyto(spread[region], np.moveaxis(values, 0, 2), casting="unsafe")
-        steps = [math.prod(pitch[axis + 1 :]) for axis in range(ndim)]
-        length = 1 + sum((n - 1) * step for n, step in zip(extents, steps, strict=True))
-        length += (images - 1) * math.prod(pitch)
+        steps = _steps(pitch)
+        length = _length(extents, pitch, images)
         spread = spread.reshape(channels, multiplier, -1)[..., :length]
         found = self.sums[: channels * multiplier * math.prod(problem.filter)]
         found = found.reshape(channels, multiplier, *problem.filter)
@@ -284,6 +285,17 @@ class _Worker:
         for i, tap in enumerate(np.ndindex(*self.problem.filter)):
             seen = view[(slice(None), slice(None), *tap)][:, :, None].conj()
             total[i] += (seen * values).sum(axis=(0, *range(3, values.ndim)))
+
+
+def _steps(pitch: tuple[int, ...]) -> list[int]:
+    """How far apart neighbours along each axis lie in a run."""
+    return [math.prod(pitch[axis + 1 :]) for axis in range(len(pitch))]
+
+
+def _length(extents: tiling.Box, pitch: tuple[int, ...], images: int) -> int:
+    """Elements of a dot product: from the first of the images' outputs to the last."""
+    within = sum((n - 1) * step for n, step in zip(extents, _steps(pitch), strict=True))
+    return (images - 1) * math.prod(pitch) + within + 1
 
 
 def _clear_margin(array: HostArray, extents: tuple[int, ...]) -> None:
