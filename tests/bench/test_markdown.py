@@ -130,17 +130,19 @@ def test_a_doubtful_run_says_so() -> None:
     assert "CAUTION: other processes were at work" in markdown.table([doubtful])
 
 
-def test_readme_s_numbers_are_those_of_the_results_that_it_names() -> None:
-    """README shows lines of what ``python -m bench table`` prints, which make them anew."""
-    section = re.search(
-        r"^## Speed$(.*?)^## ", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S
-    )
-    assert section
-    files = [ROOT / name for name in re.findall(r"\]\((bench/results/[^)]+\.json)\)", section[1])]
-    shown = [line for line in section[1].splitlines() if line.startswith("|")]
+@pytest.mark.parametrize(
+    ("name", "section"), [("README.md", r"^## Speed$(.*?)^## "), ("docs/cpu_speed.md", r"^(.*)\Z")]
+)
+def test_numbers_in_print_are_those_of_the_results_beside_them(name: str, section: str) -> None:
+    """What is shown is lines of what ``python -m bench table`` prints of each file."""
+    document = (ROOT / name).read_text(encoding="utf-8")
+    found = re.search(section, document, re.M | re.S)
+    assert found
+    files = re.findall(r"\]\((?:\.\./)?(bench/results/[^)]+\.json)\)", found[1])
+    shown = [line for line in found[1].splitlines() if line.startswith("|")]
     assert files
     assert shown
-    printed = markdown.table([read(path) for path in files]).splitlines()
+    printed = [line for file in files for line in markdown.table([read(ROOT / file)]).splitlines()]
     assert [line for line in shown if line not in printed] == []
 
 
