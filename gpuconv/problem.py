@@ -175,7 +175,7 @@ class ConvProblem:
     @property
     def empty(self) -> bool:
         """Whether there is nothing to read or nothing to write."""
-        return 0 in self.x_shape or 0 in self.w_shape
+        return 0 in self.x_shape or 0 in self.w_shape or 0 in self.y_shape
 
     @property
     def padded(self) -> bool:

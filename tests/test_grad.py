@@ -411,6 +411,21 @@ def test_empty_arrays():
     np.testing.assert_array_equal(y, np.broadcast_to(rand(4, seed=3)[:, None, None], y.shape))
 
 
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize(("ndim", "axis"), [(1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2)])
+def test_transposed_sums_of_an_empty_axis_are_zeros_or_the_bias(ndim, axis, biased):
+    extents = [3] * ndim
+    extents[axis] = 0
+    bias = rand(4, seed=3) if biased else None
+    x, w = np.ones((1, 2, *extents)), np.ones((2, 4, *[3] * ndim))
+    y = getattr(gpuconv, f"conv_transpose{ndim}d")(x, w, bias)
+    assert y.shape == (1, 4, *(n + 2 for n in extents))
+    expected = np.zeros(y.shape)
+    if bias is not None:
+        expected += bias.reshape(-1, *[1] * ndim)
+    np.testing.assert_array_equal(y, expected)
+
+
 W = np.ones((4, 3, 3, 3))
 DY = np.ones((2, 4, 6, 6))
 

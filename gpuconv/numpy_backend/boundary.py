@@ -39,6 +39,4 @@ def sources(start: int, count: int, step: int, extent: int, mode: str) -> npt.ND
         period = max(2 * extent - 2, 1)
         i %= period
         np.minimum(i, period - i, out=i)
-        if extent == 1:
-            i[:] = 0
     return i

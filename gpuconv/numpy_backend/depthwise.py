@@ -42,7 +42,7 @@ import numpy as np
 
 from gpuconv.arrays import HostArray
 from gpuconv.numpy_backend import filter2d, planes, separable
-from gpuconv.numpy_backend.device import WORKSPACE_CAP, Cpu
+from gpuconv.numpy_backend.device import UNPACKED, VECTOR, WORKSPACE_CAP, Cpu
 from gpuconv.numpy_backend.planes import Axis, Scratch
 from gpuconv.numpy_backend.scratch import ALIGN, arena, rounded
 from gpuconv.numpy_backend.workers import run_blocks
@@ -50,12 +50,10 @@ from gpuconv.plan import No, Plan
 from gpuconv.problem import ConvProblem
 
 _BYTE = np.dtype(np.uint8)
-_VECTOR = 64  # bytes
 _CACHED = 2 << 20  # bytes of scratch memory that stay in a core's cache
 # Two threads that hand the interpreter's lock to each other every few microseconds are slower than
 # one: NumPy's calls must be long, and blocks larger than a core's own cache.
 _SHARED = 8 << 20
-_UNPACKED = 1_000_000  # products that OpenBLAS multiplies without packing
 _SMALL = 1 << 17  # products that no BLAS finds worth a second thread
 _BUFFERS = 14 << 10  # elements of the buffers that NumPy's products of views use
 _INLINE = 2e-3  # seconds of work below which waking threads after a rest costs more than it saves
@@ -69,7 +67,6 @@ _FLAT_IMAGE = 2e-6  # and those of each image
 _PASSES = 0.7  # of the time of the products
 _HANDOVER = 100e-6  # seconds that threads wait for each other in the calls of a block
 _CONVERTED = 0.7e-9  # seconds per element that changes its type on the way in or out
-_START = 400e-6  # seconds until all threads work, and until the last is done
 
 
 @dataclass(frozen=True)
@@ -161,7 +158,7 @@ class Tiling:
 
     def width(self, columns: int) -> int:
         """Columns that are computed: part of a vector costs more than a whole one."""
-        vector = _VECTOR // self.itemsize
+        vector = VECTOR // self.itemsize
         if not self.channels_last and self.taps < 24:
             return columns  # less than copying the sums
         return -(-columns // vector) * vector
@@ -204,7 +201,7 @@ class Tiling:
         Copies by their elements and runs, products by the vectors they multiply.
         """
         d, h, w = self.axes
-        vector = _VECTOR // self.itemsize
+        vector = VECTOR // self.itemsize
         width = self.width(self.columns)
         blocks = d.outputs * (h.outputs / self.rows) * (w.outputs / self.columns)
         size = self.itemsize / 4
@@ -298,7 +295,7 @@ def _grown(tiling: Tiling, batch: int, limit: int) -> Tiling:
 
 def _widths(start: Tiling, band: int, columns: int) -> list[int]:
     """Columns of a block: at most what BLAS multiplies without packing."""
-    most = max(_UNPACKED // (band * replace(start, band=band).depth) // 64 * 64, 64)
+    most = max(UNPACKED // (band * replace(start, band=band).depth) // 64 * 64, 64)
     found = []
     for limit in (min(512, most), min(128, most)):
         pieces = -(-columns // limit)
@@ -324,8 +321,6 @@ def supports(problem: ConvProblem, device: Cpu) -> bool | No:
         return No(f"{problem.operation} is not what it computes")
     if not problem.depthwise:
         return No(f"each output channel sees {problem.group_in_channels} input channels, not one")
-    if 0 in problem.x_shape or 0 in problem.y_shape:
-        return No("x or the result is empty")
     if reason := planes.scattered(problem):
         return No(reason)
     return True
@@ -409,7 +404,7 @@ def cost(problem: ConvProblem, device: Cpu) -> float:
     if flat is not None:
         calls = -(-problem.batch // flat.images) * _FLAT_CALLS
         work = (calls + problem.batch * flat.seconds) / flat.threads
-        return 8e-6 + work + (_START if flat.threads > 1 else 0)
+        return 8e-6 + work + (planes.START if flat.threads > 1 else 0)
     found = tilings(problem, device)
     memory = problem.bytes_moved / device.memory_bytes
     ends = (problem.x_shape, problem.x_dtype), (problem.y_shape, problem.y_dtype)
@@ -418,7 +413,7 @@ def cost(problem: ConvProblem, device: Cpu) -> float:
     total = 0.0
     for t in found:
         work = problem.batch * problem.in_channels * t.seconds
-        total += work if t.threads == 1 else work / t.threads + _START
+        total += work if t.threads == 1 else work / t.threads + planes.START
     return total + 10e-6 + (memory if total > _INLINE else 0)
 
 

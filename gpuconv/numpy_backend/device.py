@@ -10,6 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 
 WORKSPACE_CAP = 64 << 20  # bytes of scratch memory per call, unless the caller's limit is lower
+VECTOR = 64  # bytes of the widest vectors
+UNPACKED = 1_000_000  # products that OpenBLAS multiplies without packing
 
 
 @dataclass(frozen=True)

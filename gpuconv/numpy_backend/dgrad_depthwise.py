@@ -31,7 +31,7 @@ import numpy as np
 
 from gpuconv.arrays import HostArray
 from gpuconv.numpy_backend import planes
-from gpuconv.numpy_backend.device import WORKSPACE_CAP, Cpu
+from gpuconv.numpy_backend.device import VECTOR, WORKSPACE_CAP, Cpu
 from gpuconv.numpy_backend.planes import Scratch
 from gpuconv.numpy_backend.scratch import ALIGN, arena, rounded
 from gpuconv.numpy_backend.workers import run_blocks
@@ -42,11 +42,9 @@ OPERATIONS = ("dgrad",)
 
 _CACHED = 2 << 20  # bytes of scratch memory that stay in a core's cache,
 _SHARED = 8 << 20  # and where threads share the work: few calls, as each hands over the lock
-_VECTOR = 64  # bytes
 _INLINE = 2e-3  # seconds of work below which waking threads after a rest costs more than it saves
 _BLOCK = 30e-6  # seconds that the calls of a block take,
 _HANDOVER = 100e-6  # and with what threads then wait for each other
-_START = 400e-6  # seconds until all threads work, and until the last is done
 _PAIRS = sys.byteorder == "little"  # whether a 64-bit integer begins with its low half
 
 
@@ -125,7 +123,7 @@ class Tiling:
         spread += reads * self.grad[1] * (0.2e-9 if paired else 0.3e-9)
         runs = reads * self.filter[1]
         shifted = runs * (3e-9 + columns * 0.09e-9 * size)
-        vectors = -(-columns * self.itemsize // _VECTOR)
+        vectors = -(-columns * self.itemsize // VECTOR)
         step = 0.2e-9 + vectors * (0.2e-9 + max(0.17e-9 * self.band, 0.3e-9))
         bands = blocks * -(-self.rows // self.band)
         products = bands * (30e-9 + self.depth * self.filter[1] * step)
@@ -155,8 +153,6 @@ def supports(problem: ConvProblem, device: Cpu) -> bool | No:
         return No("windows that lie in the padding alone")
     if max(problem.stride) == 1:
         return No("stride 1: a convolution with the filter flipped")
-    if 0 in problem.x_shape or 0 in problem.y_shape:
-        return No("the gradient or the result is empty")
     if workspace(problem, device) > WORKSPACE_CAP:
         return No("the shifted copies of so wide a band do not fit in the workspace")
     return True
@@ -169,7 +165,7 @@ def cost(problem: ConvProblem, device: Cpu) -> float:
     work = problem.batch * problem.in_channels * tiling.seconds + calls
     if tiling.threads > 1:
         memory = problem.bytes_moved / device.memory_bytes
-        return work / tiling.threads + memory / 2 + _START
+        return work / tiling.threads + memory / 2 + planes.START
     return work + _BLOCK
 
 
@@ -371,7 +367,9 @@ class _Worker:
             chosen = grad[:, *theirs]
             if chosen.size:
                 part = self.scratch.take(chosen.shape, self.dtype)
-                np.multiply(chosen, w[:, *tap, None, None], out=part, casting="unsafe")
+                np.multiply(
+                    chosen, w[:, *tap, None, None], out=part, dtype=self.dtype, casting="unsafe"
+                )
                 here = sums[:, *ours][:, : part.shape[1], : part.shape[2]]
                 np.add(here, part, out=here)
                 self.scratch.free(self.scratch.mark() - rounded(part.nbytes))

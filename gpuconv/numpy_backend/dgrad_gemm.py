@@ -80,13 +80,7 @@ def cost(problem: ConvProblem, device: Cpu) -> float:
     cut = _tiling(problem, device)
     size, taps = gemm.itemsize(problem), math.prod(problem.filter)
     last, inner = problem.output[-1], math.prod(problem.output[1:])
-    rate = 1.5 * device.gemm_flops * 4 / size
-    for extent, half in (
-        (cut.channels * taps, 8),
-        (cut.chunk * inner, 16),
-        (problem.group_out_channels, 8),
-    ):
-        rate *= extent / (extent + half)
+    sides = (cut.channels * taps, 8), (cut.chunk * inner, 16), (problem.group_out_channels, 8)
     items = problem.batch * _items(problem, cut)
     repeated = 1 + _reach(problem, 0) / cut.rows
     pixels = problem.batch * math.prod(problem.output)
@@ -94,7 +88,7 @@ def cost(problem: ConvProblem, device: Cpu) -> float:
     calls = 12 + math.prod(problem.stride) * 2
     chunks = math.ceil((cut.rows + _reach(problem, 0)) / cut.chunk)
     work = (
-        problem.flops * repeated / rate
+        problem.flops * repeated / gemm.rate(problem, device, 1.5, *sides)
         + added * (size / (3 * device.copy_bytes) + device.call_seconds / (100 * last))
         + problem.batch * problem.in_channels * math.prod(problem.input) * size / device.copy_bytes
         + items * (calls + chunks * (4 + 2 * taps)) * device.call_seconds
@@ -147,7 +141,7 @@ def _tiling(problem: ConvProblem, device: Cpu) -> _Tiling:
             break
     items = problem.batch * _items(problem, cut)
     if items < threads:
-        cut = replace(cut, rows=-(-height // -(-threads // items)))
+        cut = replace(cut, rows=-(-cut.rows // -(-threads // items)))
     while True:
         sized = _sized(problem, cut)
         if sized.bytes(itemsize) <= limit:
@@ -225,8 +219,8 @@ class _Call:
         return list(
             itertools.product(
                 range(len(self.grad)),
-                _spans(problem.groups, cut.groups),
-                _spans(problem.group_in_channels, cut.channels),
+                tiling.spans(problem.groups, cut.groups),
+                tiling.spans(problem.group_in_channels, cut.channels),
                 range(0, _extent(problem, 0), cut.rows),
             )
         )
@@ -359,7 +353,3 @@ def _places(problem: ConvProblem) -> list[tuple[tuple[int, ...], tuple[_Axis, ..
         if all(count for _, count, _ in axes):
             found.append((phase, tuple(axes)))
     return found
-
-
-def _spans(extent: int, part: int) -> list[slice]:
-    return [slice(a, min(a + part, extent)) for a in range(0, extent, part)]

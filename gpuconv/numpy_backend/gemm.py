@@ -16,13 +16,12 @@ import numpy as np
 from gpuconv.arrays import HostArray
 from gpuconv.dtypes import DType
 from gpuconv.numpy_backend import tiling
-from gpuconv.numpy_backend.device import Cpu
+from gpuconv.numpy_backend.device import UNPACKED, Cpu
 from gpuconv.numpy_backend.workers import one_blas_thread
 from gpuconv.problem import ConvProblem
 
 Type = np.dtype[Any]
 
-_UNPACKED = 1_000_000  # products that OpenBLAS multiplies without packing
 WORTH_THREADS = 16e6  # flops: below, waking a second thread costs more than it saves
 
 _FLOAT32, _FLOAT64, _INT64 = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.int64)
@@ -124,7 +123,7 @@ def multiply(weights: HostArray, columns: HostArray, out: HostArray) -> None:
     a way that does not pack its operands first, and is up to 1.4 times as fast.
     """
     pixels = columns.shape[-1]
-    step = _UNPACKED // max(weights.shape[-2] * weights.shape[-1], 1) // 32 * 32
+    step = UNPACKED // max(weights.shape[-2] * weights.shape[-1], 1) // 32 * 32
     whole = pixels // step * step if 192 <= step < pixels else 0
     # It gains only where pixels run along memory.
     if not whole or columns.strides[-1] != columns.itemsize or weights.shape[-2] < 24:
@@ -227,6 +226,17 @@ def store(problem: ConvProblem, sums: HostArray, bias: HostArray | None, target:
     np.copyto(target, sums, casting="unsafe")
 
 
+def rate(problem: ConvProblem, device: Cpu, factor: float, *sides: tuple[float, float]) -> float:
+    """Flops a second of products, `factor` times the nominal rate for large matrices.
+
+    Each of `sides` is an extent, and that at which BLAS reaches half of its rate.
+    """
+    found = factor * device.gemm_flops * 4 / itemsize(problem)
+    for extent, half in sides:
+        found *= extent / (extent + half)
+    return found
+
+
 def seconds(
     problem: ConvProblem,
     device: Cpu,
@@ -246,17 +256,10 @@ def seconds(
     many there are, between which threads take turns at Python.
     """
     pixels = math.prod(problem.output) * problem.batch
-    size = itemsize(problem)
-    rate = 1.5 * device.gemm_flops * 4 / size
-    for extent, half in (
-        (problem.group_out_channels / parts, 8),
-        (columns, 16),
-        (problem.reduction, 8),
-    ):
-        rate *= extent / (extent + half)
+    sides = (problem.group_out_channels / parts, 8), (columns, 16), (problem.reduction, 8)
     blocks = max(math.ceil(pixels / (columns * products)), 1) * parts
     work = (
-        problem.flops / rate
+        problem.flops / rate(problem, device, 1.5, *sides)
         + pixels * copied / (3 * device.copy_bytes)
         + blocks * (calls + problem.groups / 2) * device.call_seconds
     )

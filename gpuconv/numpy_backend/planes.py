@@ -49,6 +49,7 @@ Growing = TypeVar("Growing", bound=_Blocked)
 _CLASSES = 2048  # residue classes of a problem: each is planned by itself, in 0.2 ms
 _REPEATS = 1 << 16  # positions of an axis's pads that repeat the input: a run per period
 _EINSUM = 512  # outputs of a plane from which a call per plane pays
+START = 400e-6  # seconds until all threads work, and until the last is done
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,8 @@ from gpuconv.problem import ConvProblem
 
 _BLOCK_BYTES = 4 << 20  # of input and output together
 _FEWEST_PIXELS = 200  # of a block: products of fewer columns are slow
-_WORTH_THREADS = (
-    2 * gemm.WORTH_THREADS
-)  # a single product each: nothing hides how long waking takes
+# A single product each: nothing hides how long waking takes.
+_WORTH_THREADS = 2 * gemm.WORTH_THREADS
 
 
 @dataclass(frozen=True)

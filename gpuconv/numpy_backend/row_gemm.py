@@ -1,15 +1,10 @@
 """Convolution as one matrix product for each row of the filter, added up.
 
-    y[k, p, q] = sum over r of  W_r (K/G, S*C/G) @ X[(s, c), rows p*stride + r*dilation, q]
+    y[k, p, q] = sum over r of  W_r (K/G, S*C/G) @ X_r[(s, c), (p, q)]
 
-The inputs are laid out shifted along a row only, S times where im2col's windows take R*S:
-
-    columns: (phase, G, S, C/G, rows of the phase, images, q)
-
-Rows p*stride + r*dilation of one r are every stride-th, and neighbours within the phase that they
-fall in: so the columns of every r are one run of that layout, and BLAS reads them where they lie.
-The sums take R - 1 additions of the output instead, which pays where a product has few rows:
-groups of few channels most of all.
+X_r, (S*C/G, pixels), is a run of the layout that ``filter_rows`` describes: x is copied S times
+where im2col's windows are R*S copies. The sums take R - 1 additions of the output instead, which
+pays where a product has few rows: groups of few channels most of all.
 """
 
 from __future__ import annotations
@@ -47,7 +42,7 @@ class _Tiling:
     threads: int
     weights: int  # elements of scratch, each: the reordered weights,
     block: int  # per thread the padded input, where x's rows do not run along memory,
-    columns: int  # the layout above,
+    columns: int  # the layout of x,
     sums: int  # the products of the first filter row, to which the others are added,
     more: int  # and those of another
 
@@ -79,13 +74,7 @@ def cost(problem: ConvProblem, device: Cpu) -> float:
     cut = _tiling(problem, device)
     size, rows = gemm.itemsize(problem), problem.filter[0]
     columns = cut.images * math.prod(cut.box)
-    rate = 1.5 * device.gemm_flops * 4 / size
-    for extent, half in (
-        (problem.group_out_channels, 3),
-        (columns, 16),
-        (problem.reduction // rows, 3),
-    ):
-        rate *= extent / (extent + half)
+    sides = (problem.group_out_channels, 3), (columns, 16), (problem.reduction // rows, 3)
     pixels = problem.batch * math.prod(problem.output)
     laid_out = problem.groups * cut.columns / cut.groups * pixels / columns
     if problem.channels_last:  # a transpose more
@@ -97,7 +86,7 @@ def cost(problem: ConvProblem, device: Cpu) -> float:
     calls = 6 + 3 * problem.filter[1] + 2 * rows
     overhead = (calls + cut.groups * rows / 10) * device.call_seconds
     work = (
-        problem.flops / rate
+        problem.flops / gemm.rate(problem, device, 1.5, *sides)
         + (laid_out + added) * size / (3 * device.copy_bytes)
         + blocks * overhead
     )

@@ -6,12 +6,13 @@ of it reads the elements n + W*r + s, wherever n is, so that one sum over the ta
     sums[n] = sum over r, s of  w[r, s] padded[n + W*r + s],
 
 which einsum makes in one call, has every output: the windows that run from the end of one row into
-the next make W - Q sums per row in vain, which are not copied out. Which element of x each of the
-padded plane's is, one index array says, kept for later calls.
+the next make W - Q sums per row in vain, which are not copied out. Zeros are laid around a copy of
+x; in the other padding modes one index array, kept for later calls, says which element of x each of
+the padded plane's is.
 
-The smallest problems are rid of half of these calls: the index array is that of all windows, R*S by
-P*Q, and the sums are the product of the filter with what it gathers. Either way no output sees more
-of x than its window.
+The smallest problems of those modes are rid of half of these calls: the index array is that of all
+windows, R*S by P*Q, and the sums are the product of the filter with what it gathers. Either way
+no output sees more of x than its window.
 
 At this size a call costs more than its arithmetic: ``depthwise``, which does the same in blocks for
 batches, takes three times as long for 28 x 28 elements.
@@ -99,8 +100,6 @@ def supports(problem: ConvProblem, device: Cpu) -> bool | No:
         return No("it knows no stride, no dilation and no bias")
     if problem.accumulator.is_exact or problem.accumulator.is_complex:
         return No("it sums real numbers in floating point")
-    if 0 in problem.x_shape or 0 in problem.y_shape:
-        return No("x or the result is empty")
     elements = _elements(problem)
     products = elements * math.prod(problem.filter) * problem.accumulator.itemsize
     if problem.batch > _MOST_PLANES or elements > _MOST_ELEMENTS or products > _MOST_BYTES:
@@ -116,12 +115,14 @@ def cost(problem: ConvProblem, device: Cpu) -> float:
 
 
 def workspace(problem: ConvProblem, device: Cpu) -> int:
-    """What is read of x, in its own type and that of the sums; the sums, as integers too; x; w."""
+    """What is read of x, in its own type and that of the sums, and its index; the sums, as integers
+    too; x; w."""
     size, own = problem.accumulator.itemsize, problem.x_dtype.itemsize
     integers = 8 if problem.y_dtype.is_exact else 0
     products = min(math.prod(problem.filter) * math.prod(problem.output), _GATHERED)
     elements = _elements(problem)
-    read = max(products, elements) * (own + size)
+    index = 0 if problem.padding_mode == "zeros" else 8
+    read = max(products, elements) * (own + size + index)
     return read + elements * (own + size + integers) + 2 * math.prod(problem.filter) * size
 
 

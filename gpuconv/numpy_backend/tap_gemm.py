@@ -65,6 +65,8 @@ def supports(problem: ConvProblem, device: Cpu) -> bool | No:
         return No(f"it computes fprop, not {problem.operation}")
     if math.prod(problem.filter) == 1:
         return No("the filter has one tap")
+    if problem.group_in_channels == 1:
+        return No("one input channel: its products have a single term")
     if problem.padding_mode != "zeros" and problem.padded:
         return No(f"it reads zeros beyond the edge, not {problem.padding_mode}")
     if problem.accumulator.is_exact:
@@ -88,13 +90,7 @@ def cost(problem: ConvProblem, device: Cpu) -> float:
     passes = math.ceil(problem.group_out_channels / cut.filters)
     sums = math.ceil(problem.group_in_channels / cut.channels)
     columns = max(seen / (taps * boxes), 1)  # of a product, on the average
-    rate = 1.55 * device.gemm_flops * 4 / size
-    for extent, half in (
-        (cut.filters, 8),
-        (columns, 16),
-        (cut.channels, 8),
-    ):
-        rate *= extent / (extent + half)
+    rate = gemm.rate(problem, device, 1.55, (cut.filters, 8), (columns, 16), (cut.channels, 8))
     flops = problem.flops * seen / (taps * math.prod(problem.output))
     copied = problem.batch * seen * problem.in_channels * passes
     added = 1.5 * problem.batch * seen * problem.out_channels * sums
@@ -120,8 +116,8 @@ def _tiling(problem: ConvProblem, device: Cpu) -> _Tiling:
     threads = device.threads if problem.flops > gemm.WORTH_THREADS else 1
     cut = _Tiling(
         box=tiling.cut(problem.output, _MOST_PIXELS),
-        channels=_even(problem.group_in_channels, _CHANNELS),
-        filters=_even(problem.group_out_channels, _FILTERS),
+        channels=tiling.even(problem.group_in_channels, _CHANNELS),
+        filters=tiling.even(problem.group_out_channels, _FILTERS),
         shares=1,
         threads=threads,
     )
@@ -149,11 +145,6 @@ def _tiling(problem: ConvProblem, device: Cpu) -> _Tiling:
         else:
             break
     return cut
-
-
-def _even(extent: int, most: int) -> int:
-    """The size of equal parts of `extent`, at most `most` each."""
-    return -(-extent // -(-extent // most))
 
 
 def _span(problem: ConvProblem, axis: int, tap: int, start: int, stop: int) -> tuple[int, int]:
@@ -217,14 +208,15 @@ class _Call:
     def run(self) -> None:
         problem, cut = self.problem, self.cut
         part = -(-problem.group_in_channels // (4 * cut.threads))
-        run_blocks(cut.threads, _spans(problem.group_in_channels, part), self._reorder)
+        run_blocks(cut.threads, tiling.spans(problem.group_in_channels, part), self._reorder)
+        zeros: HostArray = np.zeros(problem.group_in_channels, self.weights.dtype)
         for tap, weights in enumerate(self.weights):
             flat = weights if weights.flags.c_contiguous else weights.swapaxes(1, 2)
             flat = flat.reshape(-1)
             if not np.isfinite(np.dot(flat, flat)):
-                self.spoilt[tap] = (weights * 0).sum(-1)
+                self.spoilt[tap] = np.vecdot(weights, zeros)
         boxes = _boxes(problem, cut.box)
-        filters = _spans(problem.group_out_channels, cut.filters)
+        filters = tiling.spans(problem.group_out_channels, cut.filters)
         # A batch's images are each computed as one would be alone: with the same shares.
         images = [[n] for n in range(len(self.x))]
         if cut.shares == 1:
@@ -247,7 +239,7 @@ class _Call:
         n, box, filters, share = item
         problem = self.problem
         columns, memory, products = self.scratch[worker]
-        count = min(filters.stop, problem.group_out_channels) - filters.start
+        count = filters.stop - filters.start
         shape = (problem.groups, count, *box.extents)
         sums = memory[: math.prod(shape)].reshape(shape)
         sums[...] = 0
@@ -269,7 +261,8 @@ class _Call:
             for tap, nothing in self.spoilt.items():
                 outside = np.ones(box.extents, bool)
                 outside[box.taps[tap][1]] = False
-                sums[:, :, outside] += nothing[:, filters, None]
+                added = nothing[:, filters].reshape(*sums.shape[:2], *[1] * problem.ndim)
+                np.add(sums, added, out=sums, where=outside)
         if self.partial is not None:
             self.partial[share][:, filters][box.region] = sums
             return
@@ -313,7 +306,3 @@ def _boxes(problem: ConvProblem, box: tiling.Box) -> list[_Box]:
     return [
         _Box(problem, corner, extents) for corner, extents, _ in tiling.boxes(problem.output, box)
     ]
-
-
-def _spans(extent: int, part: int) -> list[slice]:
-    return [slice(a, min(a + part, extent)) for a in range(0, extent, part)]

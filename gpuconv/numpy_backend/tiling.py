@@ -48,6 +48,16 @@ def flat(array: HostArray, ndim: int) -> HostArray | None:
     return array.reshape(*array.shape[: array.ndim - ndim], -1)
 
 
+def spans(extent: int, part: int) -> list[slice]:
+    """The pieces of `part` that make up `extent`."""
+    return [slice(a, min(a + part, extent)) for a in range(0, extent, part)]
+
+
+def even(extent: int, most: int) -> int:
+    """The size of equal parts of `extent`, at most `most` each."""
+    return -(-extent // -(-extent // most))
+
+
 def share(images: int, batch: int, threads: int) -> int:
     """How many of `batch` images, at most `images`, share a block: all threads end at once."""
     per_thread = math.ceil(batch / threads)

@@ -26,7 +26,7 @@ import numpy as np
 
 from gpuconv.arrays import HostArray
 from gpuconv.numpy_backend import planes
-from gpuconv.numpy_backend.device import WORKSPACE_CAP, Cpu
+from gpuconv.numpy_backend.device import UNPACKED, VECTOR, WORKSPACE_CAP, Cpu
 from gpuconv.numpy_backend.planes import Axis, Scratch
 from gpuconv.numpy_backend.scratch import ALIGN, arena, rounded
 from gpuconv.numpy_backend.workers import run_blocks
@@ -35,13 +35,10 @@ from gpuconv.problem import ConvProblem
 
 _IMAGES = (8, 16, 32)  # G: BLAS is slow at fewer
 _CACHED = 1 << 20  # bytes of T and x of a block that stay in a core's cache
-_UNPACKED = 1_000_000  # products that OpenBLAS multiplies without packing,
-_PACKED = 1.4  # and how much longer it takes where it packs
-_VECTOR = 64  # bytes
-_BLOCK = 150e-6  # seconds that threads wait for each other in the calls of a block
+_PACKED = 1.4  # how much longer a product takes where OpenBLAS packs its operands
+_HANDOVER = 150e-6  # seconds that threads wait for each other in the calls of a block
 _PRODUCT = 0.3e-6  # seconds to start a product
 _ELEMENT = 0.35e-9  # seconds per element of T, and of what is copied
-_START = 400e-6  # seconds until all threads work, and until the last is done
 
 
 @dataclass(frozen=True)
@@ -76,7 +73,7 @@ class Tiling:
     @cached_property
     def margin(self) -> int:
         """Zeros on either side of a filter's row, from which T's rows are taken."""
-        return max(self.w.stride * (self.w.outputs - 1), self.extents[1]) + self.w.filter
+        return max(self.w.stride * (self.w.outputs - 1), self.extents[1] + self.pad[1])
 
     @cached_property
     def scratch(self) -> int:
@@ -85,27 +82,28 @@ class Tiling:
         image = self.extents[0] * self.extents[1]
         result = self.h.outputs * self.w.outputs
         block = self.h.reads(self.h.outputs) * self.w.reads(self.w.outputs)
-        taps = self.h.filter * self.w.filter
         pieces = (
-            d * self.matrix, d * taps, d * self.h.filter * (2 * self.margin + self.w.filter),
+            d * self.matrix, d * self.h.filter * (2 * self.margin + self.w.filter),
             d * self.images * image, d * self.images * result, block, result,
         )  # fmt: skip
         return sum(rounded(self.itemsize * piece) for piece in pieces)
 
     def seconds(self, batch: int, device: Cpu) -> float:
         """Predicted time of one channel of a batch, on one thread."""
-        vector = _VECTOR // self.itemsize
+        vector = VECTOR // self.itemsize
         groups = -(-batch // self.images)
         wide = -(-self.w.outputs // vector) * vector
         rate = device.gemm_flops * 4 / self.itemsize
         products = 0.0
         for _, _, count in self.rows:
             depth = count * self.extents[1]
-            packed = self.images * depth * self.w.outputs > _UNPACKED
+            packed = self.images * depth * self.w.outputs > UNPACKED
             products += 2 * self.images * depth * wide / rate * (_PACKED if packed else 1)
             products += _PRODUCT
-        calls = (_BLOCK if self.threads > 1 else len(self.rows) * device.call_seconds) * groups
-        return groups * products + self.matrix * _ELEMENT + calls / self.channels
+        calls = (_HANDOVER if self.threads > 1 else len(self.rows) * device.call_seconds) * groups
+        # A channel's groups of images are neighbours: each thread that has some lays out T.
+        laid_out = min(self.threads, groups) * self.matrix * _ELEMENT
+        return groups * products + laid_out + calls / self.channels
 
 
 def supports(problem: ConvProblem, device: Cpu) -> bool | No:
@@ -115,6 +113,8 @@ def supports(problem: ConvProblem, device: Cpu) -> bool | No:
         return No("an input channel has more than one filter, or a filter more than one channel")
     if problem.ndim != 2 or max(problem.dilation) > 1:
         return No("only 2 axes without dilation")
+    if problem.output[1] == 1:
+        return No("a product with a vector: BLAS may sum an image differently in another row")
     if problem.padded and problem.padding_mode != "zeros":
         return No(f"padding_mode {problem.padding_mode!r} is not computed")
     accumulator = problem.accumulator
@@ -122,8 +122,6 @@ def supports(problem: ConvProblem, device: Cpu) -> bool | No:
         return No(f"{accumulator} is not summed in floating point")
     if not problem.x_dtype is problem.w_dtype is problem.y_dtype is accumulator:
         return No(f"operands are not all {accumulator}, the type of the sums")
-    if 0 in problem.x_shape or 0 in problem.y_shape:
-        return No("x or the result is empty")
     if problem.batch < _IMAGES[0]:
         return No(f"fewer than {_IMAGES[0]} images, the rows of a product")
     if workspace(problem, device) > WORKSPACE_CAP:
@@ -139,7 +137,7 @@ def cost(problem: ConvProblem, device: Cpu) -> float:
         moved = problem.bytes_moved / problem.accumulator.itemsize
         total += moved * 2 * _ELEMENT
     memory = problem.bytes_moved / device.memory_bytes
-    return total / tiling.threads + memory / 2 + (_START if tiling.threads > 1 else 0)
+    return total / tiling.threads + memory / 2 + (planes.START if tiling.threads > 1 else 0)
 
 
 def workspace(problem: ConvProblem, device: Cpu) -> int:

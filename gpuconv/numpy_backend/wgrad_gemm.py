@@ -81,11 +81,10 @@ def cost(problem: ConvProblem, device: Cpu) -> float:
     cut = _tiling(problem, device)
     size = gemm.itemsize(problem)
     taps, pixels = math.prod(problem.filter), cut.images * math.prod(cut.box)
-    rate = 1.3 * device.gemm_flops * 4 / size
+    sides = (cut.filters, 8), (pixels, 16), (cut.channels * taps, 8)
+    rate = gemm.rate(problem, device, 1.3, *sides)
     if cut.filters == 1:
         rate /= 4  # a product with a vector, of another kind
-    for extent, half in ((cut.filters, 8), (pixels, 16), (cut.channels * taps, 8)):
-        rate *= extent / (extent + half)
     all_pixels = problem.batch * math.prod(problem.output)
     turns = -(-problem.group_out_channels // cut.filters)
     copied = (problem.in_channels * taps * turns + problem.out_channels) * size * all_pixels
@@ -108,9 +107,9 @@ def workspace(problem: ConvProblem, device: Cpu) -> int:
 def _tiling(problem: ConvProblem, device: Cpu) -> Tiling:
     limit = problem.workspace_within(WORKSPACE_CAP)
     taps = math.prod(problem.filter)
-    channels = _even(problem.group_in_channels, max(_ROWS // taps, 1))
-    groups = _even(problem.groups, max(_ROWS // (taps * channels), 1))
-    filters = _even(problem.group_out_channels, _FILTERS)
+    channels = tiling.even(problem.group_in_channels, max(_ROWS // taps, 1))
+    groups = tiling.even(problem.groups, max(_ROWS // (taps * channels), 1))
+    filters = tiling.even(problem.group_out_channels, _FILTERS)
     threads = device.threads if problem.flops > gemm.WORTH_THREADS else 1
     rows = groups * channels * taps
     pixels = max(min(_BLOCK_BYTES // (rows * gemm.itemsize(problem)), _MOST_PIXELS), 64)
@@ -135,11 +134,6 @@ def _tiling(problem: ConvProblem, device: Cpu) -> Tiling:
             cut = replace(cut, filters=-(-cut.filters // 2))
         else:
             return cut
-
-
-def _even(extent: int, most: int) -> int:
-    """The size of equal parts of `extent`, at most `most` each."""
-    return -(-extent // -(-extent // most))
 
 
 def _boxed(problem: ConvProblem, cut: Tiling, pixels: int) -> Tiling:
@@ -215,9 +209,9 @@ class _Run:
         problem, cut = self.problem, self.cut
         items = list(
             itertools.product(
-                _spans(problem.groups, cut.groups),
-                _spans(problem.group_out_channels, cut.filters),
-                _spans(problem.group_in_channels, cut.channels),
+                tiling.spans(problem.groups, cut.groups),
+                tiling.spans(problem.group_out_channels, cut.filters),
+                tiling.spans(problem.group_in_channels, cut.channels),
                 range(cut.shares),
             )
         )
@@ -336,7 +330,3 @@ def _columns(region: HostArray, product: gemm.Type) -> HostArray | None:
         return None
     flat = tiling.flat(region[0], region.ndim - 3)
     return flat if flat is not None and gemm.readable(flat) else None
-
-
-def _spans(extent: int, part: int) -> list[slice]:
-    return [slice(a, min(a + part, extent)) for a in range(0, extent, part)]

@@ -80,13 +80,8 @@ def cost(problem: ConvProblem, device: Cpu) -> float:
     cut = _tiling(problem, device)
     size, (r, s) = gemm.itemsize(problem), problem.filter
     pixels = cut.images * math.prod(cut.box)
-    rate = 1.4 * device.gemm_flops * 4 / size
-    for extent, half in (
-        (problem.group_out_channels, 4),
-        (pixels, 16),
-        (cut.channels * s, 4 if problem.group_out_channels < 32 else 32),
-    ):
-        rate *= extent / (extent + half)
+    half = 4 if problem.group_out_channels < 32 else 32
+    sides = (problem.group_out_channels, 4), (pixels, 16), (cut.channels * s, half)
     blocks = problem.batch * math.prod(problem.output) / pixels
     laid_out = problem.in_channels * s * cut.images * filter_rows.positions(problem, cut.box)
     copied = float(laid_out * (1 if problem.stride == (1, 1) else 3))
@@ -101,7 +96,7 @@ def cost(problem: ConvProblem, device: Cpu) -> float:
     calls = items * (6 + 3 * s + r)
     overhead = (calls + items * r * cut.groups / 10) * device.call_seconds
     work = (
-        problem.flops / rate
+        problem.flops / gemm.rate(problem, device, 1.4, *sides)
         + blocks * ((copied + 1.5 * weights) * size / (3 * device.copy_bytes) + overhead)
         + (1 if weights * size <= 2 << 20 else _SCATTERED) * weights * size / device.copy_bytes
     )
@@ -121,7 +116,7 @@ def _tiling(problem: ConvProblem, device: Cpu) -> _Tiling:
     threads = device.threads if problem.flops > _WORTH_THREADS else 1
     most = _BLOCK_BYTES if threads == 1 else _SHARED_BLOCK_BYTES
     s = problem.filter[1]
-    channels = _even(problem.group_in_channels, max(_ROWS // s, 1))
+    channels = tiling.even(problem.group_in_channels, max(_ROWS // s, 1))
     pixels = min(max(most // (channels * s * itemsize), _FEWEST_PIXELS), _MOST_PIXELS)
     if problem.groups == 1:
         pixels = tiling.balance(problem.output, pixels, problem.batch, threads, _FEWEST_PIXELS)
@@ -130,7 +125,7 @@ def _tiling(problem: ConvProblem, device: Cpu) -> _Tiling:
     if cut.box == problem.output:
         cut = replace(cut, images=max(min(_FEWEST_PIXELS // size, problem.batch), 1))
     groups = max(most // (cut.images * size * channels * s * itemsize), 1)
-    cut = replace(cut, groups=_even(problem.groups, groups))
+    cut = replace(cut, groups=tiling.even(problem.groups, groups))
     cut = replace(cut, shares=_shares(problem, cut))
     while cut.bytes(problem) > limit:
         if cut.images > 1:
@@ -146,11 +141,6 @@ def _tiling(problem: ConvProblem, device: Cpu) -> _Tiling:
         else:
             break
     return cut
-
-
-def _even(extent: int, most: int) -> int:
-    """The size of equal parts of `extent`, at most `most` each."""
-    return -(-extent // -(-extent // most))
 
 
 def _shares(problem: ConvProblem, cut: _Tiling) -> int:
@@ -202,8 +192,8 @@ class _Call:
         problem, cut = self.problem, self.cut
         return list(
             itertools.product(
-                _spans(problem.groups, cut.groups),
-                _spans(problem.group_in_channels, cut.channels),
+                tiling.spans(problem.groups, cut.groups),
+                tiling.spans(problem.group_in_channels, cut.channels),
                 range(cut.shares),
             )
         )
@@ -258,7 +248,3 @@ class _Call:
         for share in self.totals[1:]:
             self.totals[0] += share
         np.copyto(self.out, self.totals[0].transpose(1, 4, 3, 0, 2), casting="unsafe")
-
-
-def _spans(extent: int, part: int) -> list[slice]:
-    return [slice(a, min(a + part, extent)) for a in range(0, extent, part)]

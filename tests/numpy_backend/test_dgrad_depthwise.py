@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -14,7 +16,7 @@ from gpuconv.problem import describe
 CPU = Cpu(threads=2)
 
 
-def case(x_shape, filters, dtype="float32", **options):
+def case(x_shape, filters, dtype="float32", /, **options):
     """A problem, with random dy and w."""
     channels = x_shape[1]
     problem = describe(
@@ -47,9 +49,19 @@ def test_strides_and_pads(stride, filters, dtype):
 
 @pytest.mark.parametrize("memory", testing.MEMORY_ORDERS)
 def test_one_axis_memory_orders_and_flip(memory):
-    problem, dy, w = case((2, 70, 61), (5,), stride=2, padding=2)
-    dy = testing.in_memory_order(dy, memory, channel_axis=1)
-    testing.assert_close(problem, force(problem, dy, w, memory=memory), dy, w)
+    for flip in (False, True):
+        problem, dy, w = case((2, 70, 61), (5,), stride=2, padding=2)
+        problem = replace(problem, flip=flip)
+        dy = testing.in_memory_order(dy, memory, channel_axis=1)
+        testing.assert_close(problem, force(problem, dy, w, memory=memory), dy, w)
+
+
+@pytest.mark.parametrize("memory", testing.MEMORY_ORDERS)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_bias(dtype, memory):
+    problem, dy, w = case((2, 7, 19, 22), (3, 4), dtype, stride=2, padding=1, bias=True)
+    bias = testing.random_array(np.random.default_rng(1), (7,), dtype)
+    testing.assert_close(problem, force(problem, dy, w, bias, memory), dy, w, bias)
 
 
 def test_images_of_a_batch_get_the_bits_that_they_get_alone():
@@ -62,8 +74,13 @@ def test_images_of_a_batch_get_the_bits_that_they_get_alone():
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("spoiled", ["dy", "w"])
-def test_what_is_not_finite_stays_where_it_is(value, spoiled):
-    problem, dy, w = case((2, 3, 25, 31), (3, 3), stride=2, padding=1)
+@pytest.mark.parametrize(
+    ("dtype", "result"),
+    [("float32", "float32"), ("float16", "float32"), ("float32", "float64")],
+)
+def test_what_is_not_finite_stays_where_it_is(value, spoiled, dtype, result):
+    problem, dy, w = case((2, 3, 25, 31), (3, 3), dtype, stride=2, padding=1, dtype=result)
+    dy, w = 300 * dy, 300 * w  # float16 would not hold their products
     if spoiled == "dy":
         dy[0, 1, 5, 7] = dy[1, 2, 0, 0] = dy[1, 2, 12, 15] = value
     else:
@@ -73,7 +90,9 @@ def test_what_is_not_finite_stays_where_it_is(value, spoiled):
     np.testing.assert_array_equal(np.isinf(dx), np.isinf(expected))
     inside = np.isfinite(expected)
     assert inside.any()
-    np.testing.assert_allclose(dx[inside], expected[inside], rtol=1e-4, atol=1e-5)
+    tolerance = 32 * np.finfo(result).eps
+    largest = np.abs(expected[inside]).max()
+    np.testing.assert_allclose(dx[inside], expected[inside], tolerance, tolerance * largest)
 
 
 @pytest.mark.parametrize("limit", [None, 2 << 20, 100_000])

@@ -70,6 +70,15 @@ def test_pieces_of_rows_and_channels(
         np.testing.assert_array_equal(dx[n : n + 1], force(problem, dy[n : n + 1], w))
 
 
+def test_rows_are_cut_until_every_thread_has_some() -> None:
+    device = Cpu(threads=8)
+    problem = describe(
+        "test", 2, (1, 3, 512, 512), (64, 3, 7, 7), "float32", "float32", operation="dgrad",
+        stride=2, padding=3,
+    )  # fmt: skip
+    assert dgrad_gemm._items(problem, dgrad_gemm._tiling(problem, device)) >= device.threads
+
+
 @pytest.mark.parametrize("memory", testing.MEMORY_ORDERS)
 def test_memory_orders_and_a_bias(memory: str) -> None:
     rng = np.random.default_rng(0)

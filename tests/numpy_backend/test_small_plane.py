@@ -34,7 +34,7 @@ def test_it_is_the_reference(mode, extents, dtype):
         testing.assert_close(plan.problem, plan(x, w), x, w)
 
 
-@pytest.mark.parametrize("mode", ["zeros", "symmetric"])
+@pytest.mark.parametrize("mode", ["reflect", "symmetric"])
 def test_both_ways_to_sum_give_the_same(mode, monkeypatch):
     rng = np.random.default_rng(1)
     x = rng.integers(-9, 10, (1, 1, 20, 17)).astype(np.float64)
@@ -60,6 +60,14 @@ def test_a_nan_stays_in_the_windows_that_hold_it(mode, extent):
     bad = np.zeros((extent, extent), bool)
     bad[2:5, extent - 2 :] = True
     np.testing.assert_array_equal(np.isnan(y[0, 0]), bad)
+
+
+@pytest.mark.parametrize("extent", [9, 100])
+def test_the_index_is_part_of_the_workspace(extent):
+    x, w = np.ones((1, 1, extent, extent), np.float32), np.ones((1, 1, 3, 3), np.float32)
+    zeros, reflect = (plan_of(x, w, padding=1, padding_mode=m) for m in ("zeros", "reflect"))
+    index = small_plane._layout(reflect.problem).index
+    assert reflect.workspace_bytes - zeros.workspace_bytes >= index.nbytes
 
 
 @pytest.mark.parametrize("extent", [9, 50])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -47,6 +49,17 @@ def test_strides_and_pads(filters, stride, dtype):
             testing.assert_close(problem, force(problem, x, w, bias), x, w, bias)
 
 
+def test_a_stride_that_leaves_much_of_the_padded_rows_unread():
+    for shape, filters, stride, pad in (
+        ((8, 2, 14, 14), (2, 2), 10, ((5, 0), (5, 0))),
+        ((32, 16, 7, 7), (1, 1), 6, ((3, 0), (3, 0))),
+        ((8, 2, 14, 14), (2, 2), 10, ((0, 5), (0, 5))),
+        ((8, 2, 9, 9), (3, 3), 1, ((9, 9), (9, 9))),
+    ):
+        problem, x, w = case(shape, filters, stride=stride, padding=pad)
+        testing.assert_close(problem, force(problem, x, w), x, w)
+
+
 @pytest.mark.parametrize("memory", testing.MEMORY_ORDERS)
 def test_memory_orders_and_the_bits_of_an_image_alone(memory):
     problem, x, w = case((19, 20, 14, 14), (13, 13), padding=6)
@@ -87,6 +100,14 @@ def test_wide_filters_of_a_batch_choose_it():
     assert choose("test", problem, "numpy", CPU).algorithm != "toeplitz"
 
 
+def test_each_thread_that_has_images_of_a_channel_pays_for_its_matrix():
+    problem, _, _ = case((8, 4, 14, 14), (9, 9), padding=4)
+    tiling = replace(toeplitz._tiling(problem, CPU), images=8, threads=2)
+    one, two, three = (tiling.seconds(batch, CPU) for batch in (8, 16, 24))
+    assert two == pytest.approx(2 * one)
+    assert three - two == pytest.approx(one - tiling.matrix * toeplitz._ELEMENT)
+
+
 @pytest.mark.parametrize(
     ("shape", "options"),
     [
@@ -97,6 +118,7 @@ def test_wide_filters_of_a_batch_choose_it():
         ((8, 4, 20, 20), {"dtype": "float16"}),
         ((8, 4, 9, 9, 9), {}),
         ((8, 4, 20), {}),
+        ((8, 4, 20, 3), {}),
     ],
 )
 def test_what_it_refuses(shape, options):

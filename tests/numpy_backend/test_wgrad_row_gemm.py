@@ -55,21 +55,27 @@ def test_memory_orders_and_modes(memory: str, mode: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "w_shape", "options"),
+    ("shape", "w_shape", "options", "shares", "images"),
     [
-        ((70, 64, 7, 7), (64, 64, 3, 3), {"padding": 1}),
-        ((1, 64, 56, 56), (64, 64, 3, 3), {"padding": 1}),
-        ((3, 256, 28, 28), (256, 8, 3, 3), {"padding": 1, "groups": 32}),
-        ((1, 300, 33, 33), (20, 300, 3, 3), {"padding": 12, "dilation": 12}),
-        ((2, 8, 40, 40), (8, 8, 3, 9), {"padding": (1, 4)}),
-        ((2, 4, 5, 6), (4, 4, 3, 15), {"padding": (20, 7)}),
+        ((70, 64, 7, 7), (64, 64, 3, 3), {"padding": 1}, 2, 10),
+        ((1, 64, 56, 56), (64, 64, 3, 3), {"padding": 1}, 2, 1),
+        ((3, 256, 28, 28), (256, 8, 3, 3), {"padding": 1, "groups": 32}, 2, 1),
+        ((1, 300, 33, 33), (20, 300, 3, 3), {"padding": 12, "dilation": 12}, 1, 1),
+        ((2, 8, 40, 40), (8, 8, 3, 9), {"padding": (1, 4)}, 1, 1),
+        ((2, 4, 5, 6), (4, 4, 3, 15), {"padding": (20, 7)}, 1, 1),
     ],
 )
 def test_shares_and_joint_images(
-    shape: tuple[int, ...], w_shape: tuple[int, ...], options: dict[str, Any]
+    shape: tuple[int, ...],
+    w_shape: tuple[int, ...],
+    options: dict[str, Any],
+    shares: int,
+    images: int,
 ) -> None:
     x = testing.random_array(np.random.default_rng(0), shape, "float32")
     problem, dy, dw = gradient(x, w_shape, **options)
+    cut = wgrad_row_gemm._tiling(problem, CPU)
+    assert (cut.shares, cut.images) == (shares, images)
     testing.assert_close(problem, dw, x, dy)
     np.testing.assert_array_equal(dw, force(problem, x, dy))
 
