@@ -290,7 +290,7 @@ def predicted(problem: ConvProblem, device: Cpu, found: tuple[Tiling, ...]) -> f
     memory = problem.bytes_moved / (device.threads * device.copy_bytes)
     if total <= _INLINE:
         return total + 10e-6
-    return total / device.threads + memory / 2 + 60e-6
+    return total / device.threads + memory / 2 + 250e-6
 
 
 def workspace(problem: ConvProblem, device: Cpu) -> int:

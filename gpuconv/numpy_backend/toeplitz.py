@@ -37,6 +37,7 @@ _IMAGES = (8, 16, 32)  # G: BLAS is slow at fewer
 _CACHED = 1 << 20  # bytes of T and x of a block that stay in a core's cache
 _PACKED = 1.4  # how much longer a product takes where OpenBLAS packs its operands
 _HANDOVER = 150e-6  # seconds that threads wait for each other in the calls of a block
+_FAR = 1e-3  # by how much a product of wide rows takes longer, for each column of x squared
 _PRODUCT = 0.3e-6  # seconds to start a product
 _ELEMENT = 0.35e-9  # seconds per element of T, and of what is copied
 
@@ -103,7 +104,9 @@ class Tiling:
         calls = (_HANDOVER if self.threads > 1 else len(self.rows) * device.call_seconds) * groups
         # A channel's groups of images are neighbours: each thread that has some lays out T.
         laid_out = min(self.threads, groups) * self.matrix * _ELEMENT
-        return groups * products + laid_out + calls / self.channels
+        # Images lie far apart: a product waits for rows of x that few rows of outputs share.
+        waited = 1 + _FAR * self.extents[1] ** 2 / self.h.filter
+        return groups * products * waited + laid_out + calls / self.channels
 
 
 def supports(problem: ConvProblem, device: Cpu) -> bool | No:
