@@ -34,7 +34,7 @@ class NullDevice(CudaDevice):
         cupy = import_module("cupy")
         self.ordinal = 0
         self.name, self.arch = "null device", "sm_90a"
-        self.sm_count, self.max_shared_bytes, self.registers_per_sm = 132, 227 << 10, 65536
+        self.sm_count, self.max_shared_bytes = 132, 227 << 10
         self.l2_bytes, self.bandwidth, self.clock_hz = 50 << 20, 4.8e12, 1.785e9
         self.launched = 0
         stream = SimpleNamespace(ptr=0)

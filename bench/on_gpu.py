@@ -164,7 +164,7 @@ def kernels(seconds: float, out: Path, temporary: Path) -> Part:
     """Every kernel compiled for this device, by a process for each core."""
     from gpuconv import backends
 
-    arch, shares = backends.backend("cuda").device().arch, os.cpu_count() or 1
+    arch, shares = backends.backend("cuda").device().arch, min(_cores(), 32)
     records = [temporary / f"kernels{i}.jsonl" for i in range(shares)]
     commands = [
         [
@@ -177,8 +177,9 @@ def kernels(seconds: float, out: Path, temporary: Path) -> Part:
     lines = [line for record in records for line in read_lines(record)]
     part = _counted(lines, finished)
     if spilled := [line["kernel"] for line in lines if line.get("spilled")]:
-        part["note"] = f"{len(spilled)} spill registers: {'; '.join(spilled[:3])} ..."
-    if statuses := {f.status for f in finished} - {0, 1, None}:
+        more = " ..." if len(spilled) > 3 else ""
+        part["note"] = f"{len(spilled)} spill registers: {'; '.join(spilled[:3])}{more}"
+    if statuses := {f.status for f in finished} - {0, None}:
         part["state"], part["why"] = "failed", f"a process died: status {statuses}"
     return part
 
@@ -208,7 +209,7 @@ def tests(seconds: float, out: Path, temporary: Path) -> Part:
         (folder / "__init__.py").write_text(HYPOTHESIS)
         (folder / "strategies.py").write_text(STRATEGIES)
         extra = str(folder.parent)
-    shares = max(1, min(8, (os.cpu_count() or 1) // 2))
+    shares = max(1, min(8, _cores() // 2))
     commands = [
         [
             sys.executable, "-m", "pytest", "-m", "gpu", "-q", "--tb=short", "--maxfail=40",
@@ -430,6 +431,13 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             continue
     return lines
+
+
+def _cores() -> int:
+    """That this process may use, which in a container are fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _has(module: str) -> bool:

@@ -16,7 +16,8 @@
 //              a slice is multiplied, and turn there into rows of k, as ldmatrix takes any type
 //   2 packed   any channels, few as they may be: each k of a chunk has a tap of its own
 //   3 pixels   NCHW, a 1x1 filter that moves nothing, 16-bit elements: 16 bytes of x, neighbouring
-//              pixels of one channel, copied asynchronously; ldmatrix turns them
+//              pixels of one channel, copied asynchronously, or twice 8 bytes where planes do not
+//              begin at multiples of 16; ldmatrix turns them
 //   Where taps lie is worked out once per slice, by a thread each, into `taps`.
 //   vectors, gather: k = (((c/B*T + t)*R + r)*S + s)*B + c%B    B = tiling.block channels of a tap
 //   packed:          k = ((c*T + t)*R + r)*S + s
@@ -26,7 +27,8 @@
 // Mapping: a tile is TILE_M x TILE_N sums of one group, over one share ("split") of k. Block b
 // computes the tiles b, b + gridDim.x, ...; tile number
 //   (((split*G + group)*bands + band)*pixel_tiles + pixel tile)*B + channel tile of the band
-//       B = tiling.band channel tiles, all of them or as many as the L2 cache holds w for
+//       B = tiling.band channel tiles: all of them where the L2 cache keeps w, else as many as make
+//           what runs at a time nearly a square of outputs
 // so that blocks which run together read the same pixels. Splits write their sums to `partial`,
 // which split_sum.cu adds up in order. A block may also compute all parts of its sums itself
 // (tiling.split_slices > tiling.part_slices): it adds them up in the same order, to the same bits,
@@ -45,8 +47,9 @@
 //   float64             m8n8k4
 //
 // Shared memory, in a ring of STAGES; slice i + STAGES - 1 is on its way while slice i is
-// multiplied, with one barrier per slice. The ring goes on from a tile to the block's next: that
-// one's first slices are on their way while the sums of the one before are stored.
+// multiplied, with one barrier per slice, and another at the end of a tile. The ring goes on from a
+// tile to the block's next: that one's first slices are on their way while the sums of the one
+// before are stored.
 //
 //   stage 0          | stage 1          | ... |
 //   x tile | w tile  | x tile | w tile  |          x: TILE_N rows, w: TILE_M rows of 64 bytes
@@ -77,7 +80,8 @@
 //   INDEX_T             int32, or int64 where an array spans 2^31 elements or more
 //   LOAD                0, 1, 2 or 3, see above
 //   CHANNELS_LAST       0 or 1, see above
-//   TILE_M, TILE_N      multiples of WARP_M and WARP_N; whole loads of the block
+//   TILE_M, TILE_N      multiples of WARP_M and WARP_N; whole loads of the block; of 64 for
+//                       TILE_N of `pixels`
 //   WARP_M, WARP_N      multiples of 16; of 32 for the columns
 //   STAGES              2 to 5
 //
@@ -180,6 +184,7 @@ static_assert(!STAGED || (BLOCK % TILE_N == 0 && CHUNKS % (BLOCK / TILE_N) == 0)
               "TILE_N: a thread of `gather` and `packed` has one pixel");
 static_assert(!PIXELS || (BLOCK % PIXEL_CHUNKS == 0 && TILE_K % PIXEL_ROWS == 0),
               "TILE_N: a thread of `pixels` has the same ones in every row");
+static_assert(!PIXELS || PIXEL_CHUNKS % 8 == 0, "TILE_N: whole eights of chunks, for `pixels`");
 static_assert(BLOCK >= TAPS, "TILE_M, TILE_N: a thread for each tap");
 static_assert(BLOCK / 32 * 8 * COLUMNS * (int)sizeof(ACC_T) <= STAGE * 16,
               "TILE_M, TILE_N: room in a stage for the rows of all warps at the end");

@@ -76,20 +76,6 @@ __device__ __forceinline__ void cp_async_16_cached(void* smem, const void* gmem,
 #endif
 }
 
-// As cp_async_16, with the first source_bytes (0 to 16) copied and the rest set to zero.
-__device__ __forceinline__ void cp_async_16_partial(void* smem, const void* gmem,
-                                                    int source_bytes) {
-#if PTX_HAS_SM80
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_address(smem)),
-                 "l"(gmem), "r"(source_bytes)
-                 : "memory");
-#else
-    for (int i = 0; i < 16; ++i)
-        static_cast<char*>(smem)[i] =
-            i < source_bytes ? static_cast<const char*>(gmem)[i] : static_cast<char>(0);
-#endif
-}
-
 // Closes the group of the copies issued since the last commit.
 __device__ __forceinline__ void cp_async_commit() {
 #if PTX_HAS_SM80

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ import pytest
 
 import gpuconv
 from gpuconv.cuda_backend import compiler
+from gpuconv.cuda_backend.device import overriding
+from gpuconv.problem import PRECISIONS
 from tests.emulator import (
     BLOCK_ORDERS,
     MODES,
@@ -24,6 +27,7 @@ from tests.emulator import (
     fuzz,
 )
 from tests.emulator.build import stage
+from tests.emulator.launch import static_shared
 
 KERNELS = Path(__file__).parent / "emulator" / "kernels"
 
@@ -695,20 +699,60 @@ def test_random_problems_until_the_time_is_up(capsys, operation):
 
 
 def test_a_problem_that_fails_can_be_repeated(capsys, monkeypatch):
+    seen = []
+
     def off(problem, *arrays):
-        raise AssertionError("3 of 4 elements are off")
+        on = overriding()
+        seen.append((on.mode, on.arch, on.order, on.seed, on.launches, on.sm_count, problem))
+        if on.seed == 14:  # neither the first problem nor the first order of threads
+            raise AssertionError("3 of 4 elements are off")
 
     monkeypatch.setattr(fuzz.testing, "assert_close", off)
     options = ["--algorithm", "direct", "--operation", "fprop", "--dtypes", "float32"]
-    assert fuzz.main([*options, "--seed", "7"]) == 1
+    assert fuzz.main([*options, "--seed", "7", "--arch", "sm_80"]) == 1
     first = capsys.readouterr().out
     assert "FAILED" in first
     assert "3 of 4 elements are off" in first
+    failed = seen[-1]
+    assert failed[:6] == ("sanitize", "sm_80", "random", 14, 1, 1)
     command = next(line for line in first.splitlines() if "--once" in line)
     assert fuzz.main(command.partition("fuzz ")[2].split()) == 1
     assert command in capsys.readouterr().out
+    assert seen[-1] == failed
     monkeypatch.undo()
     assert fuzz.main(command.partition("fuzz ")[2].split()) == 0
+
+
+def test_a_plan_that_fails_is_a_failure_and_names_its_seed(capsys, monkeypatch):
+    def broken(*args):
+        raise ValueError("no such plan")
+
+    monkeypatch.setattr(fuzz, "choose", broken)
+    options = ["--algorithm", "direct", "--operation", "fprop", "--dtypes", "float32"]
+    assert fuzz.main([*options, "--seed", "7"]) == 1
+    shown = capsys.readouterr().out
+    assert "seed 7\nValueError: no such plan" in shown
+    assert "--once --seed 7 " in shown
+
+
+def test_random_problems_that_nothing_serves(capsys):
+    options = ["--algorithm", "winograd", "--operation", "fprop", "--dtypes", "uint8"]
+    assert fuzz.main([*options, "--once"]) == 2
+    assert "serves no more" in capsys.readouterr().out
+    began = time.monotonic()
+    assert fuzz.main([*options, "--seconds", "0.3"]) == 0
+    assert time.monotonic() - began < 3
+    assert capsys.readouterr().out.splitlines()[0].endswith("not reached")
+
+
+def test_random_problems_vary_precision_workspace_and_device():
+    cases = [fuzz.case_of(seed, ("float32", "float16")) for seed in range(60)]
+    drawn = {case.x_dtype: {c.kwargs.get("precision") for c in cases if c.x_dtype == case.x_dtype}
+             for case in cases}  # fmt: skip
+    assert drawn["float32"] >= set(PRECISIONS)
+    assert drawn["float16"] == {None}
+    assert {case.kwargs["workspace_limit"] for case in cases} == set(fuzz.LIMITS)
+    assert [device.sm_count for device in fuzz.devices("watch", "sm_90a")] == [132, 1]
 
 
 def test_figures_of_a_kernel():
@@ -718,6 +762,20 @@ def test_figures_of_a_kernel():
     (line,) = figures.lines(found)
     assert line.split()[:3] == ["separable", "1.00", "1.00"]
     assert figures.ratio([]).strip() == "-"
+
+
+def test_figures_of_an_algorithm_that_has_none(capsys):
+    with pytest.raises(SystemExit) as ended:
+        figures.main(["winograd", "winogard"])
+    assert ended.value.code == 2
+    assert "no problem of winogard" in capsys.readouterr().err
+
+
+def test_figures_of_pixels_that_are_copied_as_they_lie():
+    (row,) = [problem for problem in figures.PROBLEMS if problem[3][2:] == (1, 1)]
+    found = figures.sites(*row)
+    loads = [s for s in found if (s.space, s.operation) == ("global", "load")]
+    assert {s.bytes for s in loads} == {16}
 
 
 # ---------------------------------------------------------------- staging, compiling, caching
@@ -809,6 +867,12 @@ def test_the_emulators_ptx_header_comes_first(tmp_path):
 def test_the_real_ptx_header_compiles(arch, source, macros, tmp_path):
     pytest.importorskip("cupy")
     assert compile_for_real(source, macros, arch, tmp_path)
+
+
+def test_a_missing_tool_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(EmulatorError, match="needs nm"):
+        static_shared(tmp_path / "library.so", ["kernel"])
 
 
 def test_errors_of_the_compiler(tmp_path):

@@ -329,12 +329,16 @@ def compile_kernel(
 
 
 def all_variants(stems: Sequence[str] = ()) -> Iterator[tuple[str, dict[str, str | int]]]:
-    """(stem, macros) of every kernel that the registered algorithms can ask for."""
+    """(stem, macros) of every kernel that the registered algorithms can ask for, each once."""
     from gpuconv.cuda_backend import algorithms
+    from gpuconv.cuda_backend.launch import freeze
 
+    seen = set()  # several algorithms launch split_sum
     for algorithm in algorithms():
         for stem, macros in algorithm.variants():
-            if not stems or stem in stems:
+            key = stem, freeze(macros)
+            if key not in seen and (not stems or stem in stems):
+                seen.add(key)
                 yield stem, macros
 
 

@@ -384,7 +384,7 @@ def _best_plane_cut(extents: _Extents, variant: Planes, all_planes: int, device:
             outputs * (extents.taps + 4) + _LOAD * loads * extents.size + 4000,
             blocks,
             shared / _SHARED_AIM,
-            _sm_count(device),
+            device.sm_count,
         )
         if work < least:
             best, least = cut, work
@@ -473,7 +473,7 @@ def _channels_of_a_block(
 ) -> int:
     """How many output channels of each input channel one block makes of its tile."""
     channels = max(1, min(extents.multiplier, min(_FILTERS_SHARED, room) // filter_bytes))
-    while channels > 1 and tiles * -(-extents.multiplier // channels) < 2 * _sm_count(device):
+    while channels > 1 and tiles * -(-extents.multiplier // channels) < 2 * device.sm_count:
         channels = -(-channels // 2)
     return channels
 
@@ -583,7 +583,7 @@ def _best_pixel_cut(
             few = _WARPS * 32 / resident if variant.name == "long" else shared / _SHARED_AIM
             work = _balanced(
                 sums + _LOAD * loads * extents.size + 12 * weights + 4000,
-                batch * blocks * cut.tiles, few, _sm_count(device),
+                batch * blocks * cut.tiles, few, device.sm_count,
             )  # fmt: skip
             if work < least:
                 best, least = memory, work
@@ -671,11 +671,6 @@ def _channels_in_units(problem: ConvProblem, layout: Layout, unit: int) -> bool:
 def _dynamic_shared(device: Any) -> int:
     """Bytes that a block can have, besides what it has of itself and some for rounding."""
     return int(device.max_shared_bytes) - _STATIC_SHARED - 2048
-
-
-def _sm_count(device: Any) -> int:
-    """What small problems are cut small for; a seam for tests of how large ones are cut."""
-    return int(device.sm_count)
 
 
 # ---- numbers ---------------------------------------------------------------------------------

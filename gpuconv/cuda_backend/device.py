@@ -35,7 +35,6 @@ class Device(Protocol):
     arch: str  # what kernels are compiled for: "sm_90a"
     sm_count: int
     max_shared_bytes: int  # of one block, opted in
-    registers_per_sm: int
     l2_bytes: int
     bandwidth: float  # of its memory, bytes per second
     clock_hz: float
@@ -73,7 +72,7 @@ def capability(device: Device) -> int:
 
 # cudaDeviceAttr: unlike the properties struct, the same numbers in every CUDA.
 _CLOCK_KHZ, _SM_COUNT, _MEMORY_KHZ, _BUS_BITS, _L2_BYTES = 13, 16, 36, 37, 38
-_MAJOR, _MINOR, _REGISTERS, _SHARED_BYTES = 75, 76, 82, 97
+_MAJOR, _MINOR, _SHARED_BYTES = 75, 76, 97
 
 _NULL = np.uint64(0)  # CuPy 13 passes None as no argument at all, not as a null pointer
 
@@ -122,11 +121,14 @@ class CudaDevice:
         def attribute(number: int) -> int:
             return int(runtime.deviceGetAttribute(number, ordinal))
 
-        self.compute_capability = attribute(_MAJOR), attribute(_MINOR)
+        major, minor = self.compute_capability = attribute(_MAJOR), attribute(_MINOR)
+        if (major, minor) < (7, 5):  # where the tables of rates and limits begin
+            raise BackendError(
+                f"gpuconv needs compute capability 7.5 or more; {self.name} has {major}.{minor}"
+            )
         self.arch = compiler.architecture(self.compute_capability)
         self.sm_count = attribute(_SM_COUNT)
         self.max_shared_bytes = attribute(_SHARED_BYTES)
-        self.registers_per_sm = attribute(_REGISTERS)
         self.l2_bytes = attribute(_L2_BYTES)
 
         def shown(number: int) -> int:
@@ -435,7 +437,11 @@ def describe() -> list[str]:
     runtime = import_module("cupy").cuda.runtime
     lines = []
     for ordinal in range(runtime.getDeviceCount()):
-        found = _cuda_device(ordinal)
+        try:
+            found = _cuda_device(ordinal)
+        except BackendError as error:  # another device than the one that the probe found working
+            lines.append(f"cuda backend: {error}")
+            continue
         lines.append(
             f"cuda backend: {found.name}, {found.arch}, {found.sm_count} multiprocessors, "
             f"{found.bandwidth / 1e9:.0f} GB/s"

@@ -135,7 +135,7 @@ def _bind(
     layout = Layout(x, w, bias, out)
     splits, _ = _passes(problem, device)
     if splits == 1:
-        return partial(prepare(problem, device, layout), device)
+        return partial(prepare_whole(problem, device, layout), device)
     multiply, add = prepare_split(problem, device, layout, splits)
     size = splits * x.shape[0] * part_size(problem)
 
@@ -182,8 +182,28 @@ def channels_innermost(device: Any, shape: tuple[int, ...], dtype: Any) -> Any:
     return memory.transpose(0, memory.ndim - 1, *range(1, memory.ndim - 1))
 
 
+def prepare(problem: ConvProblem, device: Any, layout: Layout) -> tuple[Launch, ...]:
+    """All that ``run`` launches for contiguous arrays, loaded."""
+    pack = prepare_packing(problem, device, layout) if _packs(problem, device) else None
+    launches = [] if pack is None else [pack]
+    splits, images = _passes(problem, device)
+    if splits == 1:
+        return (*launches, prepare_whole(problem, device, layout))
+    for each in pass_layouts(problem, layout, images):
+        launches += prepare_split(problem, device, each, splits)
+    return tuple(launches)
+
+
+def pass_layouts(problem: ConvProblem, layout: Layout, images: int) -> list[Layout]:
+    """Those of passes over so many images of contiguous arrays; the last may have fewer."""
+    if layout.batch <= images:
+        return [layout]
+    batches = {images, layout.batch % images} - {0}
+    return [launch.contiguous(replace(problem, batch=batch)) for batch in batches]
+
+
 @lru_cache(maxsize=1024)
-def prepare(problem: ConvProblem, device: Any, layout: Layout) -> Launch:
+def prepare_whole(problem: ConvProblem, device: Any, layout: Layout) -> Launch:
     """Everything of a launch but the arrays."""
     return _multiply(problem, device, layout, layout.y, layout.alignment, 1)
 

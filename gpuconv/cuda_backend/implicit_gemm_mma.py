@@ -35,12 +35,14 @@ from gpuconv.cuda_backend.implicit_gemm import (
     packed_filter,
     part_bytes,
     part_size,
+    pass_layouts,
+    prepare_packing,
     w_vector,
     x_vector,
     y_vector,
 )
 from gpuconv.cuda_backend.launch import DIVISOR, Launch, Layout, Macros, Strides
-from gpuconv.cuda_backend.occupancy import LIMITS, occupancy
+from gpuconv.cuda_backend.occupancy import occupancy
 from gpuconv.dtypes import DType
 from gpuconv.plan import No, Plan
 from gpuconv.problem import ConvProblem
@@ -175,7 +177,7 @@ def _bind(
 ) -> Callable[..., None]:
     layout = Layout(x, w, bias, out)
     if not _choose(problem, device, x.shape[0]).split:
-        whole = prepare(problem, device, layout)
+        whole = prepare_whole(problem, device, layout)
         return lambda x, w, bias, out: whole(device, x, w, bias, out, None)
     multiply, add = prepare_split(problem, device, layout)
     size = _parts(problem, device) * x.shape[0] * part_size(problem)
@@ -188,8 +190,22 @@ def _bind(
     return call
 
 
+def prepare(problem: ConvProblem, device: Any, layout: Layout) -> tuple[Launch, ...]:
+    """All that ``run`` launches for contiguous arrays, loaded."""
+    pack = prepare_packing(problem, device, layout) if _packs(problem) else None
+    launches = [] if pack is None else [pack]
+    split = _choose(problem, device, layout.batch).split
+    images = _pass_images(problem, device) if split else layout.batch
+    for each in pass_layouts(problem, layout, images):
+        if _choose(problem, device, each.batch).split:
+            launches += prepare_split(problem, device, each)
+        else:
+            launches.append(prepare_whole(problem, device, each))
+    return tuple(launches)
+
+
 @lru_cache(maxsize=1024)
-def prepare(problem: ConvProblem, device: Any, layout: Layout) -> Launch:
+def prepare_whole(problem: ConvProblem, device: Any, layout: Layout) -> Launch:
     """Everything of a launch but the arrays; a block computes all parts of its sums."""
     return _multiply(problem, device, layout, None)
 
@@ -353,9 +369,10 @@ def _parts(problem: ConvProblem, device: Any) -> int:
 
 def _images(problem: ConvProblem, device: Any) -> int:
     """How many images' parts fit the workspace."""
-    limit = problem.workspace_within(_WORKSPACE)
-    if problem.workspace_limit is not None and _packs(problem):
-        limit -= filter_bytes(problem)
+    limit = _WORKSPACE
+    if problem.workspace_limit is not None:
+        packed = filter_bytes(problem) if _packs(problem) else 0  # which fits
+        limit = min(limit, problem.workspace_limit - packed)
     return limit // (_parts(problem, device) * part_bytes(problem))
 
 
@@ -424,22 +441,28 @@ def _shared_bytes(problem: ConvProblem, tile: Tile, total: bool) -> int:
 
 
 def _taps_bytes(problem: ConvProblem, form: int, index: str) -> int:
-    """Static shared memory: two slices' taps, of five indices each."""
+    """Static shared memory: two slices' taps, of five indices each, at most.
+
+    Of `pixels`, which has no use for them, NVIDIA's compiler leaves none, and g++ all.
+    """
     taps = _tile_k(problem) if form == PACKED else 4
-    return 0 if form == PIXELS else 2 * taps * 5 * (8 if index == "int64" else 4)
+    return 2 * taps * 5 * (8 if index == "int64" else 4)
 
 
 def _resident(
     problem: ConvProblem, device: Any, tile: Tile, form: int, index: str, total: bool
 ) -> int:
-    """Blocks that share a multiprocessor, each with the registers of the kernel's REGISTERS."""
+    """Blocks that share a multiprocessor, each with the registers of the kernel's REGISTERS.
+
+    But for what the kernel allows more where shared memory decides: before sm_80, and of `packed`
+    on sm_86 and sm_89.
+    """
     sums = tile.channels * tile.pixels * problem.accumulator.itemsize // (4 * tile.threads)
     sums *= 2 if _products(problem) == 3 else 1
     wide = index == "int64"
     registers = 255 if sums >= (64 if wide else 128) else 168 if sums >= 64 or wide else 128
     shared = _shared_bytes(problem, tile, total) + _taps_bytes(problem, form, index)
-    known = max(number for number in LIMITS if number <= capability(device))
-    return max(occupancy(f"sm_{known}", tile.threads, registers, shared).blocks, 1)
+    return max(occupancy(device.arch, tile.threads, registers, shared).blocks, 1)
 
 
 def _seconds(

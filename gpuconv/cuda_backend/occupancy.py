@@ -52,9 +52,11 @@ class Occupancy:
 def occupancy(arch: str, threads: int, registers: int, shared_bytes: int = 0) -> Occupancy:
     """That of blocks of `threads`, with so many registers each and bytes of shared memory in all.
 
-    `arch` is "sm_90a" and the like; KeyError for one whose limits are not known.
+    `arch` is "sm_90a" and the like. One that is not listed has the limits of the next lower one;
+    KeyError where there is none.
     """
-    limits = LIMITS[int("".join(c for c in arch if c.isdigit()))]
+    number = int("".join(c for c in arch if c.isdigit()))
+    limits = LIMITS[max((n for n in LIMITS if n <= number), default=number)]
     warps = -(-threads // 32)
     per_warp = _round_up(32 * registers, _REGISTER_UNIT)
     allowed = {

@@ -132,7 +132,8 @@ def phase_pitch(problem: ConvProblem, block: Block, itemsize: int) -> int:
     are in different banks where stride * step is 1 modulo the banks: column j is then in bank
     j * step. Where there is no such step the phases divide the banks among them; that is free of
     conflicts for powers of two, and for other even strides of 4 or 8 bytes two columns meet. Of
-    smaller elements a warp needs a part of the banks only: its phases lie a word apart.
+    smaller elements a warp needs a part of the banks only: its phases lie a word apart, and up to
+    strides of 16 no two columns meet.
     """
     stride = extents(problem.stride)[1]
     count = -(-columns(problem, block) // stride)

@@ -16,7 +16,7 @@ class FakeCupy:
         self.runs = True
         self.log: list[Any] = []
         values = {13: 1980000, 16: 132, 36: 3201000, 37: 6144, 38: 50 << 20, 75: 9, 76: 0,
-                  82: 65536, 97: 232448} | (attributes or {})  # fmt: skip
+                  97: 232448} | (attributes or {})  # fmt: skip
         self.cuda = SimpleNamespace(
             runtime=SimpleNamespace(
                 getDeviceProperties=lambda i: {"name": b"NVIDIA H200"},

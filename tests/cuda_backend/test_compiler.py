@@ -13,6 +13,7 @@ import pytest
 from gpuconv import cuda_backend
 from gpuconv.cuda_backend import compiler
 from gpuconv.cuda_backend.compiler import ARCHITECTURES, CompileError, compile_kernel
+from gpuconv.cuda_backend.launch import freeze
 from gpuconv.errors import BackendError
 
 pytest.importorskip("cupy")
@@ -86,6 +87,13 @@ def test_the_summary_is_a_line_for_each_kernel_and_architecture(
     assert f"2 variants {f'{low}-{high}':>8} registers" in direct
     assert "0 B spilled 0 local; at least " in direct
     assert total.startswith("3 kernels")
+
+
+def test_every_variant_is_listed_once() -> None:
+    """Several algorithms launch split_sum."""
+    listed = [(stem, freeze(macros)) for stem, macros in compiler.all_variants()]
+    assert len(listed) == len(set(listed))
+    assert "split_sum" in {stem for stem, _ in listed}
 
 
 def test_reports_are_read_off_the_log() -> None:

@@ -26,10 +26,12 @@ each_layout = pytest.mark.parametrize("layout", LAYOUTS)
 
 
 @pytest.fixture(params=["many processors", "one processor"])
-def cut(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def cut(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, cuda_device: Any
+) -> Iterator[str]:
     """Small problems are cut small to occupy a device; on one multiprocessor, as large ones are."""
     if request.param == "one processor":
-        monkeypatch.setattr(depthwise_tiling, "_sm_count", lambda device: 1)
+        monkeypatch.setattr(cuda_device, "sm_count", 1)
     depthwise.prepare.cache_clear()
     yield request.param
     depthwise.prepare.cache_clear()
@@ -339,7 +341,7 @@ def test_one_order_of_every_sum(
 
     last = np.ascontiguousarray(np.moveaxis(x, 1, -1))
     for sm_count in (1, 1000):
-        monkeypatch.setattr(depthwise_tiling, "_sm_count", lambda device, n=sm_count: n)
+        monkeypatch.setattr(cuda_device, "sm_count", sm_count)
         depthwise.prepare.cache_clear()
         np.testing.assert_array_equal(again(x, "NCHW"), y)
         np.testing.assert_array_equal(again(last, "NHWC"), y)
@@ -413,13 +415,12 @@ def test_structs_are_those_of_the_kernels() -> None:
 
 
 @pytest.mark.parametrize("mode", ["sanitize", "watch"])
-def test_no_race_and_nothing_out_of_bounds(mode: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(depthwise_tiling, "_sm_count", lambda device: 1)
-    depthwise.prepare.cache_clear()
+def test_no_race_and_nothing_out_of_bounds(mode: Any) -> None:
     with (
         emulated_device(mode=mode, order="random", block_order="shuffled") as device,
         gpuconv.use_backend("cuda"),
     ):
+        device.sm_count = 1
         for layout in LAYOUTS:
             for dtype, filter, stride in (
                 ("float16", 3, 1), ("float32", 3, 2), ("float16", 6, 1), ("float32", 11, 1),
@@ -467,11 +468,10 @@ TOUCHED = [
 )
 def test_wavefronts_and_sectors(
     shape: Any, dtype: str, filter: int, stride: int, layout: str, wavefronts: float,
-    sectors: float, monkeypatch: pytest.MonkeyPatch,
+    sectors: float,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(depthwise_tiling, "_sm_count", lambda device: 1)
-    depthwise.prepare.cache_clear()
     with emulated_device(mode="watch") as device, gpuconv.use_backend("cuda"):
+        device.sm_count = 1
         x, w, _ = arrays_of(shape, (filter, filter), layout=layout, dtype=dtype)
         compute(device, x, w, layout=layout, stride=stride, padding=filter // 2)
         report = device.report

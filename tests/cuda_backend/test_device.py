@@ -167,6 +167,27 @@ def test_a_device_that_cannot_be_asked(cupy: Any) -> None:
     assert str(reason()).startswith("the CUDA device cannot be used: cudaErrorECC")
 
 
+@pytest.mark.parametrize("old", [0, 1])
+def test_a_device_that_is_too_old(cupy: Any, old: int) -> None:
+    """NVRTC 12 still compiles for a V100."""
+    attribute = cupy.cuda.runtime.deviceGetAttribute
+    capability = {75: 7, 76: 0}
+    cupy.cuda.runtime.deviceGetAttribute = lambda number, i: (
+        capability[number] if i == old and number in capability else attribute(number, i)
+    )
+    said = f"gpuconv needs compute capability 7.5 or more; cuda:{old}, NVIDIA H200 has 7.0"
+    text = io.StringIO()
+    gpuconv.show_config(text)
+    assert said in text.getvalue()
+    if old == 0:  # the current one
+        assert str(reason()) == f"the CUDA device cannot be used: {said}"
+        assert gpuconv.default_backend() == "numpy"
+    else:
+        assert device_module.why_not() is None
+        with pytest.raises(BackendError, match="needs compute capability"):
+            device_module.device("cuda:1")
+
+
 def test_a_cubin_that_does_not_load(cupy: Any) -> None:
     cupy.cuda.function.Module = raising(RuntimeError("CUDA_ERROR_UNSUPPORTED_PTX_VERSION: ptx"))
     assert "does not run a kernel that NVRTC 12.9 compiled for sm_90a" in str(reason())

@@ -15,6 +15,7 @@ import gpuconv
 from gpuconv import dtypes
 from gpuconv.arrays import HostArray
 from gpuconv.cuda_backend import compiler, implicit_gemm, launch
+from gpuconv.cuda_backend.device import override
 from gpuconv.cuda_backend.implicit_gemm import FLAT, LARGE, MEDIUM, SMALL, Tile
 from gpuconv.plan import No, Plan, choose
 from gpuconv.problem import PADDING_MODES, ConvProblem, describe
@@ -30,7 +31,7 @@ from tests.emulator import EmulatedDevice, emulated_device
 
 Force = Callable[..., None]
 NAMES = {LARGE: "large", MEDIUM: "medium", FLAT: "flat", SMALL: "small"}
-CACHED = ("prepare", "prepare_split", "prepare_packing", "_choose", "_passes", "_packs")
+CACHED = ("prepare_whole", "prepare_split", "prepare_packing", "_choose", "_passes", "_packs")
 
 
 def _forget() -> None:
@@ -51,6 +52,18 @@ def force(monkeypatch: pytest.MonkeyPatch) -> Iterator[Force]:
     yield override
     monkeypatch.undo()
     _forget()
+
+
+class Loader(EmulatedDevice):
+    """`loaded`: the kernels that it was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loaded: set[Any] = set()
+
+    def load(self, source: str, macros: Any, kernel: str | None = None) -> Any:
+        self.loaded.add((source, launch.freeze(macros)))
+        return super().load(source, macros, kernel)
 
 
 def only(tile: Tile) -> Callable[..., tuple[Tile, ...]]:
@@ -335,6 +348,34 @@ def test_more_splits_than_tiles_of_k_leave_none_empty(cuda_device: Any, force: F
 # ---- plans -----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("passes", [1, 2])
+@pytest.mark.parametrize(
+    ("limit", "stems"),
+    [(None, {"implicit_gemm", "split_sum", "pack_filter"}), (0, {"implicit_gemm"})],
+)
+def test_warmup_loads_what_a_call_launches(
+    force: Force, passes: int, limit: int | None, stems: set[str]
+) -> None:
+    images = 33 if passes == 1 else 22
+    force(_PACKING_PAYS=0, _WORKSPACE=4 * (9 * 20 * 4) * images)  # four parts of each
+    problem = describe(
+        "test", 2, (33, 5, 4, 64), (9, 64, 5, 5), "float32", "float32",
+        layout="NHWC", padding=2, workspace_limit=limit,
+    )  # fmt: skip
+    x, w = np.zeros((33, 5, 4, 64), np.float32), np.zeros(problem.w_shape, np.float32)
+    warmed, called = Loader(), Loader()
+    for device in (warmed, called):
+        with override(device), gpuconv.use_backend("cuda"):
+            plan = plan_of(problem, device)
+            if device is warmed:
+                gpuconv.warmup(plan)
+            else:
+                plan(x, w)
+    assert warmed.loaded == called.loaded
+    assert {stem for stem, _ in called.loaded} == stems
+    assert (warmed.launches, called.launches) == (0, 1 + 2 * passes if limit is None else 1)
+
+
 def test_variants_hold_whatever_a_problem_asks_for(
     cuda_device: Any, force: Force, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -367,9 +408,9 @@ def test_variants_hold_whatever_a_problem_asks_for(
                 given = launch.Layout(x, x, None, y)
                 for index in ("int32", "int64"):
                     monkeypatch.setattr(implicit_gemm, "index_type", lambda *a, i=index: i)
-                    implicit_gemm.prepare.cache_clear()
+                    implicit_gemm.prepare_whole.cache_clear()
                     implicit_gemm.prepare_split.cache_clear()
-                    implicit_gemm.prepare(problem, device, given)
+                    implicit_gemm.prepare_whole(problem, device, given)
                     if splits > 1:
                         implicit_gemm.prepare_split(problem, device, given, splits)
                 implicit_gemm.prepare_packing(problem, device, given)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ import pytest
 import gpuconv
 from gpuconv import dtypes
 from gpuconv.arrays import HostArray
-from gpuconv.cuda_backend import compiler, implicit_gemm_mma, launch, occupancy
+from gpuconv.cuda_backend import compiler, implicit_gemm_mma, launch, occupancy, rates
+from gpuconv.cuda_backend.device import override
 from gpuconv.cuda_backend.implicit_gemm_mma import GATHER, PACKED, PIXELS, SMALL, VECTORS, Tile
 from gpuconv.plan import No, Plan, choose, serving
 from gpuconv.problem import PADDING_MODES, ConvProblem, describe
@@ -31,7 +33,7 @@ from tests.emulator import EmulatedDevice, emulated_device
 
 Force = Callable[..., None]
 KINDS = ("float16", "bfloat16", "tf32", "tf32x3", "float64")  # dtypes, and precisions of float32
-CACHED = ("prepare", "prepare_split", "_choose", "_cheapest", "_slices")
+CACHED = ("prepare_whole", "prepare_split", "_choose", "_cheapest", "_slices")
 
 
 def _forget() -> None:
@@ -53,6 +55,18 @@ def force(monkeypatch: pytest.MonkeyPatch) -> Iterator[Force]:
     yield override
     monkeypatch.undo()
     _forget()
+
+
+class Loader(EmulatedDevice):
+    """`loaded`: the kernels that it was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loaded: set[Any] = set()
+
+    def load(self, source: str, macros: Any, kernel: str | None = None) -> Any:
+        self.loaded.add((source, launch.freeze(macros)))
+        return super().load(source, macros, kernel)
 
 
 def only(tile: Tile) -> Callable[..., tuple[Tile, ...]]:
@@ -298,23 +312,28 @@ def few_blocks(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    ("form", "channels"), [(VECTORS, 40), (GATHER, 40), (PACKED, 9), (PIXELS, 40)]
-)
+    ("form", "channels"), [(VECTORS, 40), (GATHER, 40), (PACKED, 37), (PIXELS, 148)]
+)  # of a group
 def test_any_number_of_blocks_gives_the_same_bits(
     cuda_device: Any, force: Force, monkeypatch: pytest.MonkeyPatch, kind: str, form: int,
     channels: int,
 ) -> None:  # fmt: skip
     """One multiprocessor's blocks walk over tiles that a large device's have one each of."""
-    taps = (1, 1) if form == PIXELS else (3, 2)
-    options = images(form, 3, channels, 12, 11) | {"groups": 2 if form != PACKED else 1}
-    options["w_shape"] = (140, channels // options["groups"], *taps)
+    taps, groups = (1, 1) if form == PIXELS else (2, 2), 1 if form == PACKED else 2
+    options = images(form, 2, groups * channels, 12, 11)
+    options |= {"groups": groups, "w_shape": (140, channels, *taps)}
     for limit in (None, 0):  # sums in parts of their own blocks, and in one
-        force(_tiles=only(SMALL), _PART_LENGTH=16)
+        monkeypatch.setattr(rates, "LAUNCH_SECONDS", 0.0)  # else they are too small to be split
+        force(_tiles=only(SMALL), _PART_LENGTH=channels * math.prod(taps) // 3)
         options["workspace_limit"] = limit
         plan, x, w, bias, y = conv(cuda_device, kind, bias=True, **options)
+        problem = plan.problem
+        assert implicit_gemm_mma._choose(problem, cuda_device, 2).split == (limit is None)
+        slices, part_slices = implicit_gemm_mma._slices(problem, cuda_device)
+        assert slices % part_slices  # the last part is shorter than the others
         for blocks in (5, 2, 1):
             few_blocks(monkeypatch, blocks)
-            again = plan_of(plan.problem, cuda_device)
+            again = plan_of(problem, cuda_device)
             np.testing.assert_array_equal(run(again, cuda_device, x, w, bias), y)
         monkeypatch.undo()
 
@@ -341,14 +360,14 @@ def test_tiles_of_a_block_do_not_race(
 
 def test_bands_of_channels_give_the_same_bits(cuda_device: Any, force: Force) -> None:
     force(_tiles=only(SMALL))
-    options = images(VECTORS, 2, 16, 9, 9)
-    plan, x, w, _, y = conv(cuda_device, "float16", w_shape=(380, 16, 1, 1), **options)
+    options = images(VECTORS, 2, 32, 9, 9) | {"groups": 2}
+    plan, x, w, _, y = conv(cuda_device, "float16", w_shape=(760, 16, 1, 1), **options)
     for band in (1, 2, 3, 6):
         force(_band=lambda *args, n=band: n)
         np.testing.assert_array_equal(run(plan_of(plan.problem, cuda_device), cuda_device, x, w), y)
 
 
-def test_a_band_is_as_wide_as_the_cache_holds() -> None:
+def test_a_band_is_all_channels_or_nearly_a_square() -> None:
     device = EmulatedDevice()
     problem = describe(
         "test", 2, (64, 28, 28, 2048), (4096, 2048, 1, 1), "float16", "float16", layout="NHWC"
@@ -361,7 +380,7 @@ def test_a_band_is_as_wide_as_the_cache_holds() -> None:
 
 
 def test_as_many_blocks_run_as_fit() -> None:
-    """By what ptxas says of every kernel: no block waits for another to end, none is missing."""
+    """By what ptxas says of some kernels: no block waits for another to end, none is missing."""
     pytest.importorskip("cupy")
     device = EmulatedDevice()
     for dtype, tile, form in (
@@ -374,7 +393,8 @@ def test_as_many_blocks_run_as_fit() -> None:
         macros = implicit_gemm_mma._macros(problem.x_dtype, 1, form, last, tile, "int32")
         report = compiler.compile_kernel("implicit_gemm_mma", macros, device.arch).report
         shared = report.shared + implicit_gemm_mma._shared_bytes(problem, tile, False)
-        assert report.shared == implicit_gemm_mma._taps_bytes(problem, form, "int32")
+        taps = implicit_gemm_mma._taps_bytes(problem, form, "int32")
+        assert report.shared == (0 if form == PIXELS else taps)
         found = occupancy.occupancy(device.arch, tile.threads, report.registers, shared)
         resident = implicit_gemm_mma._resident(problem, device, tile, form, "int32", False)
         assert found.blocks == resident
@@ -579,7 +599,7 @@ def test_a_large_batch_needs_no_workspace(cuda_device: Any) -> None:
     assert plan_of(one, cuda_device).workspace_bytes > 0
 
 
-def test_a_workspace_limit_is_kept(cuda_device: Any) -> None:
+def test_a_workspace_limit_is_kept(cuda_device: Any, force: Force) -> None:
     options = images(VECTORS, 3, 72, 5, 4)
     w_shape = (9, 72, 5, 5)
     part, filter_bytes = 3 * 9 * 20 * 4, 2 * 9 * 72 * 25
@@ -588,6 +608,9 @@ def test_a_workspace_limit_is_kept(cuda_device: Any) -> None:
             cuda_device, "float16", w_shape=w_shape, padding=2, workspace_limit=limit, **options
         )
         assert made[0].workspace_bytes <= limit
+    # A copy of w that is larger than all that parts may take.
+    force(_WORKSPACE=filter_bytes // 2)
+    conv(cuda_device, "float16", w_shape=w_shape, padding=2, workspace_limit=1 << 30, **options)
 
 
 def test_more_parts_than_slices_leave_none_empty(cuda_device: Any, force: Force) -> None:
@@ -598,6 +621,34 @@ def test_more_parts_than_slices_leave_none_empty(cuda_device: Any, force: Force)
 
 
 # ---- plans -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+@pytest.mark.parametrize(
+    ("limit", "stems"),
+    [(None, {"implicit_gemm_mma", "split_sum", "pack_filter"}), (0, {"implicit_gemm_mma"})],
+)
+def test_warmup_loads_what_a_call_launches(
+    force: Force, passes: int, limit: int | None, stems: set[str]
+) -> None:
+    if passes == 2:
+        force(_WORKSPACE=3 * (9 * 20 * 4) * 2)  # three parts of two images
+    problem = describe(
+        "test", 2, (3, 5, 4, 72), (9, 72, 5, 5), "float16", "float16",
+        layout="NHWC", padding=2, workspace_limit=limit,
+    )  # fmt: skip
+    x, w = np.zeros((3, 5, 4, 72), np.float16), np.zeros(problem.w_shape, np.float16)
+    warmed, called = Loader(), Loader()
+    for device in (warmed, called):
+        with override(device), gpuconv.use_backend("cuda"):
+            plan = plan_of(problem, device)
+            if device is warmed:
+                gpuconv.warmup(plan)
+            else:
+                plan(x, w)
+    assert warmed.loaded == called.loaded
+    assert {stem for stem, _ in called.loaded} == stems
+    assert (warmed.launches, called.launches) == (0, 1 + 2 * passes if limit is None else 1)
 
 
 def test_variants_hold_whatever_a_problem_asks_for(
@@ -629,7 +680,7 @@ def test_variants_hold_whatever_a_problem_asks_for(
         layouts = launch.Layout(x, x, None, y), launch.contiguous(problem)
         for index, given in itertools.product(("int32", "int64"), layouts):
             force(index_type=lambda *a, i=index: i)
-            implicit_gemm_mma.prepare(problem, device, given)
+            implicit_gemm_mma.prepare_whole(problem, device, given)
             if implicit_gemm_mma._parts(problem, device) > 1:
                 implicit_gemm_mma.prepare_split(problem, device, given)
     assert asked == listed
@@ -669,6 +720,11 @@ def test_turing_has_float16_alone() -> None:
             if kind == "float16":
                 tile = implicit_gemm_mma._choose(problem, device, batch).tile
                 assert tile.stage_bytes <= device.max_shared_bytes
+    planes = describe("test", 2, (256, 256, 16, 16), (256, 256, 1, 1), "float16", "float16")
+    assert implicit_gemm_mma._form(planes) == PIXELS
+    # Some is static.
+    tile = implicit_gemm_mma._choose(planes, device, 256).tile
+    assert tile.stage_bytes < device.max_shared_bytes
 
 
 def test_the_model_prefers_tensor_cores_where_they_are(cuda_device: Any) -> None:

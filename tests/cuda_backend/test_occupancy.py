@@ -129,6 +129,14 @@ def test_every_architecture_that_is_compiled_for_has_limits() -> None:
         assert occupancy.occupancy(arch, 256, 64).blocks > 0
 
 
+def test_an_architecture_that_is_not_listed_has_the_limits_of_the_next_lower_one() -> None:
+    for arch, lower in (("sm_87", "sm_86"), ("sm_101", "sm_100"), ("compute_121", "sm_120")):
+        for case in ((256, 32, 0), (1024, 32, 0), (32, 32, 40000)):
+            assert occupancy.occupancy(arch, *case) == occupancy.occupancy(lower, *case)
+    with pytest.raises(KeyError):
+        occupancy.occupancy("sm_70", 256, 32)
+
+
 # ---- instructions -------------------------------------------------------------------------------
 
 LISTING = """

@@ -70,7 +70,6 @@ class EmulatedDevice:
     xp: types.ModuleType = np
     # An H200's, so that plans come out as on the real thing.
     sm_count = 132
-    registers_per_sm = 65536
     l2_bytes = 50 << 20
     bandwidth = 4.8e12
     clock_hz = 1.785e9

@@ -81,6 +81,7 @@ PROBLEMS: tuple[tuple[str, str, Shape, Shape, str, dict[str, Any]], ...] = (
         for layout in ("NCHW", "NHWC")
         for dtype in ("float32", "float16")
     ),
+    ("implicit_gemm_mma", "fprop", (2, 32, 16, 16), (64, 32, 1, 1), "float16", {}),
 )  # fmt: skip
 
 
@@ -147,6 +148,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("algorithms", nargs="*", help="whose problems (all)")
     parser.add_argument("--lines", action="store_true", help="also each source line above 1")
     options = parser.parse_args(arguments)
+    if unknown := set(options.algorithms) - {problem[0] for problem in PROBLEMS}:
+        parser.error(f"no problem of {', '.join(sorted(unknown))}")
     print(f"{'':24} shared       global")
     print(f"{'kernel':24}  load store   load store per request")
     for algorithm, operation, x_shape, w_shape, dtype, others in PROBLEMS:

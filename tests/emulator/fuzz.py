@@ -4,9 +4,10 @@
 
 Each algorithm and operation is given random problems (testing.random_case) that it serves, and as
 much time as the others. The result is compared with the float64 reference under testing.py's error
-bound, the threads of a block take turns in another order each time, and every eighth problem runs
-in watch mode as well, which sees races and overruns of single bytes. At the end: a line for each
-algorithm and operation, and for the first failure of each a command that repeats it.
+bound. The threads of a block take turns in another order each time, every second device has one
+multiprocessor, so that blocks go through several tiles, and every eighth problem runs in watch mode
+as well, which sees races and overruns of single bytes. At the end: a line for each algorithm and
+operation, and for the first failure of each a command that repeats it.
 
 What compiling costs is most of the time until the cache of kernels is warm; --dtypes bounds it.
 """
@@ -27,14 +28,17 @@ import gpuconv
 from gpuconv import cuda_backend, testing
 from gpuconv.cuda_backend.device import override
 from gpuconv.execute import channels_first
-from gpuconv.plan import Plan, choose, serving
-from gpuconv.problem import ConvProblem, Operation
+from gpuconv.plan import Plan, choose, consider, serving
+from gpuconv.problem import PRECISIONS, ConvProblem, Operation
 from gpuconv.testing import EXACT, FLOATING, Case, random_case
 from tests.emulator import THREAD_ORDERS, EmulatedDevice
+from tests.emulator.build import Mode
+from tests.emulator.device import BlockOrder
 from tests.test_grad import gradient
 
 DTYPES = ("float32", "float16", "float64", "uint8", "complex64")
 SIZES = ((6, 4), (12, 6), (24, 6), (9, 40), (30, 3))  # most pixels along an axis, most channels
+LIMITS = (None, None, 0, 1000, 100_000)  # of the workspace
 WATCHED = 8  # every so many problems
 _TRIES = 30000  # random problems until one is served
 
@@ -53,7 +57,12 @@ class Row:
     exhausted: bool = False
 
     def __str__(self) -> str:
-        state = "FAILED" if self.failure else "serves no more" if self.exhausted else "ok"
+        state = (
+            "FAILED" if self.failure
+            else "serves no more" if self.exhausted
+            else "ok" if self.problems
+            else "not reached"
+        )  # fmt: skip
         return (
             f"{self.algorithm:18} {self.operation:6} {self.problems:6} sanitized "
             f"{self.watched:5} watched {self.seconds:7.1f} s  {state}"
@@ -90,19 +99,18 @@ def case_of(seed: int, dtypes: Sequence[str]) -> Case:
     case = random_case(
         seed, largest=largest, channels=channels, dtypes=tuple(dtypes), mixed_dtypes=seed % 4 == 0
     )
-    if seed % 3:
-        return case
-    size, stride = rnd.choice((3, 3, 5, 7)), rnd.choice((1, 2))
-    common = {"stride": stride, "dilation": 1, "padding": size // 2, "padding_mode": "zeros"}
-    return replace(
-        case,
-        w_shape=(*case.w_shape[:2], *(size,) * case.ndim),
-        options=tuple({**case.kwargs, **common}.items()),
-    )
+    options = {**case.kwargs, "workspace_limit": rnd.choice(LIMITS)}
+    if case.x_dtype == case.w_dtype == "float32":
+        options["precision"] = rnd.choice(PRECISIONS)
+    if seed % 3 == 0:
+        size, stride = rnd.choice((3, 3, 5, 7)), rnd.choice((1, 2))
+        case = replace(case, w_shape=(*case.w_shape[:2], *(size,) * case.ndim))
+        options |= {"stride": stride, "dilation": 1, "padding": size // 2, "padding_mode": "zeros"}
+    return replace(case, options=tuple(options.items()))
 
 
 def draw(row: Row, seed: int, device: Any, dtypes: Sequence[str]) -> Drawn | None:
-    """The problem of `seed`; None where the row's algorithm does not serve it."""
+    """The problem of `seed`; None where the row's algorithm does not serve it, or has no room."""
     case = case_of(seed, dtypes)
     if row.operation == "fprop":
         problem = case.problem()
@@ -110,12 +118,9 @@ def draw(row: Row, seed: int, device: Any, dtypes: Sequence[str]) -> Drawn | Non
         changes = {"flip": seed % 5 == 0, "conjugate": seed % 2 == 0}
         problem, *_ = gradient(case, row.operation, **changes)
     algorithm = next(a for a in serving("cuda", row.operation) if _name(a) == row.algorithm)
-    if not algorithm.supports(problem, device):
+    if consider(algorithm, problem, device).cost is None:
         return None
-    try:
-        plan = choose("fuzz", problem, "cuda", device, row.algorithm)
-    except ValueError:
-        return None
+    plan = choose("fuzz", problem, "cuda", device, row.algorithm)
     arrays: tuple[Any, ...] = case.arrays()
     if row.operation != "fprop":
         arrays = gradient(case, row.operation, **changes)[1:]
@@ -163,31 +168,53 @@ def check(drawn: Drawn) -> None:
     assert not wrong.any(), f"{problem}: {wrong.sum()} of {wrong.size} elements are off"
 
 
-def run_next(row: Row, devices: Sequence[EmulatedDevice], dtypes: Sequence[str], tries: int) -> int:
-    """The row's next problem on each of the devices; how many it was run on."""
+def devices(
+    mode: Mode, arch: str, block_order: BlockOrder = "ascending"
+) -> tuple[EmulatedDevice, EmulatedDevice]:
+    """A large one, and one of a single multiprocessor, whose blocks go through several tiles."""
+    large, small = (EmulatedDevice(mode, arch=arch, block_order=block_order) for _ in range(2))
+    small.sm_count = 1
+    return large, small
+
+
+def run_next(
+    row: Row,
+    kinds: Sequence[tuple[EmulatedDevice, EmulatedDevice]],
+    dtypes: Sequence[str],
+    tries: int,
+    end: float,
+) -> int:
+    """The row's next problem on one device of each kind; how many it was run on."""
     for seed in range(row.next_seed, row.next_seed + tries):
+        if time.monotonic() >= end:
+            return 0
         row.next_seed = seed + 1
-        for count, device in enumerate(devices):
-            with override(device), gpuconv.use_backend("cuda"):
-                drawn = draw(row, seed, device, dtypes)
-                if drawn is None:
-                    break
-                try:
+        for count, sizes in enumerate(kinds):
+            device = sizes[seed // 4 % 2]
+            # The seed decides everything, so that --once repeats it.
+            device.order, device.seed, device.launches = THREAD_ORDERS[seed % 4], seed, 0
+            what = f"seed {seed}"
+            try:
+                with override(device), gpuconv.use_backend("cuda"):
+                    drawn = draw(row, seed, device, dtypes)
+                    if drawn is None:
+                        break
+                    what = str(drawn.plan.problem)
                     check(drawn)
-                except Exception as error:  # of whatever kind: the other rows go on
-                    what = f"{drawn.plan.problem}\n{type(error).__name__}: {error}"
-                    row.failure = f"{what}\n{_again(row, seed, dtypes)}"
-                    return count + 1
+            except Exception as error:  # of whatever kind: the other rows go on
+                what += f"\n{type(error).__name__}: {error}"
+                row.failure = f"{what}\n{_again(row, seed, device.arch, dtypes)}"
+                return count + 1
         else:
-            return len(devices)
+            return len(kinds)
     row.exhausted = True
     return 0
 
 
-def _again(row: Row, seed: int, dtypes: Sequence[str]) -> str:
+def _again(row: Row, seed: int, arch: str, dtypes: Sequence[str]) -> str:
     return (
         f"python -m tests.emulator.fuzz --once --seed {seed} --algorithm {row.algorithm} "
-        f"--operation {row.operation} --dtypes {' '.join(dtypes)}"
+        f"--operation {row.operation} --arch {arch} --dtypes {' '.join(dtypes)}"
     )
 
 
@@ -209,8 +236,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = rows(options.algorithm, options.operation or get_args(Operation), options.seed)
     if not found:
         parser.error("no algorithm of that name computes that operation")
-    sanitized = [EmulatedDevice("sanitize", arch=options.arch, order=o) for o in THREAD_ORDERS]
-    watching = EmulatedDevice("watch", arch=options.arch, order="random", block_order="shuffled")
+    sanitized = devices("sanitize", options.arch)
+    watching = devices("watch", options.arch, "shuffled")
     turns = len(found) if options.once else sys.maxsize
     while turns and time.monotonic() < end:
         turns -= 1
@@ -219,10 +246,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             break
         row = min(waiting, key=lambda row: row.seconds)
         start = time.monotonic()
-        devices = [sanitized[row.problems % len(sanitized)]]
+        kinds = [sanitized]
         if options.once or row.problems % WATCHED == 0:
-            devices.append(watching)
-        ran = run_next(row, devices, options.dtypes, 1 if options.once else _TRIES)
+            kinds.append(watching)
+        ran = run_next(row, kinds, options.dtypes, 1 if options.once else _TRIES, end)
         row.problems += ran > 0
         row.watched += ran > 1
         row.seconds += time.monotonic() - start
@@ -231,8 +258,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for row in found:
         if row.failure:
             print(f"\n{row.algorithm} {row.operation}: {row.failure}")
-    print(f"{sum(row.problems for row in found)} problems")
-    return 1 if any(row.failure for row in found) else 0
+    problems = sum(row.problems for row in found)
+    print(f"{problems} problems")
+    if any(row.failure for row in found):
+        return 1
+    return 2 if options.once and not problems else 0  # that seed is none of theirs
 
 
 if __name__ == "__main__":

@@ -161,7 +161,12 @@ def static_shared(library: Path, names: Sequence[str]) -> dict[str, int]:
     kernels call count for all kernels of the library.
     """
     command = ["nm", "-S", "--defined-only", str(library)]
-    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    try:
+        listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except FileNotFoundError as error:
+        raise EmulatorError(
+            "the emulator needs nm (of binutils), and there is none on the PATH"
+        ) from error
     rows = [line.split() for line in listed.splitlines()]
     sizes = {row[3]: int(row[1], 16) for row in rows if len(row) == 4}
     found = dict.fromkeys(names, 0)

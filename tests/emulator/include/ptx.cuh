@@ -155,9 +155,6 @@ EMU_INLINE void cp_async_8(void* smem, const void* gmem, bool valid = true, EMU_
 EMU_INLINE void cp_async_4(void* smem, const void* gmem, bool valid = true, EMU_HERE) {
     emu::cp_async<int>(smem, gmem, valid ? 4 : 0, file, line);
 }
-EMU_INLINE void cp_async_16_partial(void* smem, const void* gmem, int source_bytes, EMU_HERE) {
-    emu::cp_async<int4>(smem, gmem, source_bytes, file, line);
-}
 EMU_INLINE void cp_async_commit() { emu::async_commit(); }
 template <int GROUPS_IN_FLIGHT>
 EMU_INLINE void cp_async_wait() {
