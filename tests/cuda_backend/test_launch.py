@@ -185,7 +185,11 @@ def test_a_device_describes_itself(fake: FakeCupy) -> None:
 
 
 def test_a_device_without_clocks_still_has_rates(fake: FakeCupy) -> None:
-    fake.cuda.runtime.deviceGetAttribute = lambda number, i: 0
+    tell = fake.cuda.runtime.deviceGetAttribute
+    clocks = 13, 36
+    fake.cuda.runtime.deviceGetAttribute = lambda number, i: (
+        0 if number in clocks else tell(number, i)
+    )
     device = CudaDevice(0)
     assert device.bandwidth > 0
     assert device.clock_hz > 0
