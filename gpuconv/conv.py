@@ -700,7 +700,7 @@ def _key(
     arrays = signature(x, w, bias, out)
     if arrays is None:
         return None
-    _freeze_extents(function, options)
+    freeze_extents(function, options)
     # 1 == 1.0 == True, which the checks tell apart.
     if type(options["groups"]) is not int or type(options["workspace_limit"]) not in _INTEGERS:
         return None
@@ -814,7 +814,8 @@ def _plan(
     return choose(function, problem, name, device, algorithm, tuning.state())
 
 
-def _freeze_extents(function: str, options: dict[str, Any]) -> None:
+def freeze_extents(function: str, options: dict[str, Any]) -> None:
+    """Make every extent among the options an int or tuples of them, in place."""
     for name in _EXTENTS:
         value = options.get(name, 1)
         if type(value) is not int:
@@ -833,7 +834,7 @@ def _remembered(describe: Callable[..., ConvProblem]) -> Callable[..., ConvProbl
         *dtypes: Any,
         **options: Any,
     ) -> ConvProblem:
-        _freeze_extents(function, options)
+        freeze_extents(function, options)
         args = (function, ndim, x_shape, w_shape, *dtypes)
         if not _integers(x_shape) or not _integers(w_shape):
             return describe(*args, **options)

@@ -18,10 +18,10 @@ import numpy as np
 
 import gpuconv
 from gpuconv import backends, grad
-from gpuconv.conv import Padding, described
+from gpuconv.conv import Padding, described, freeze_extents
 from gpuconv.execute import as_layout_shape
 from gpuconv.plan import check_algorithm, choose
-from gpuconv.problem import Operation, freeze
+from gpuconv.problem import Operation
 
 __all__ = ["conv1d", "conv2d", "conv3d"]
 
@@ -81,8 +81,7 @@ def _conv(ndim: int, x: Any, w: Any, bias: Any, algorithm: str, options: dict[st
     x, w = jax.numpy.asarray(x), jax.numpy.asarray(w)
     if x.dtype != w.dtype:
         raise TypeError(f"{function}: w is {w.dtype} but x is {x.dtype}; bring them to one dtype")
-    for name in ("stride", "padding", "dilation"):
-        options[name] = freeze(function, name, options[name])
+    freeze_extents(function, options)
     problem = described(function, ndim, x.shape, w.shape, x.dtype, w.dtype, **options)
     if problem.y_dtype.name != str(x.dtype):
         raise TypeError(f"{function}: x is {x.dtype}; it takes floating and complex arrays")

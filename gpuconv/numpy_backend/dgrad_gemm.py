@@ -288,10 +288,7 @@ class _Call:
             if self.flat is not None:
                 columns = self.flat[n, groups, :, first * inner : last * inner]
             if columns is None or not gemm.readable(columns):
-                source = self.grad[n, groups, :, first:last]
-                copy = values[: source.size].reshape(source.shape)
-                np.copyto(copy, source, casting="unsafe")
-                columns = copy.reshape(*source.shape[:2], -1)
+                columns = gemm.laid_out(self.grad[n, groups, :, first:last], values, 2)
             shape = (*weights.shape[:2], columns.shape[-1])
             products = memory[: math.prod(shape)].reshape(shape)
             gemm.multiply(weights, columns, products)

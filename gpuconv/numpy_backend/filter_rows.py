@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 from gpuconv.arrays import HostArray
 from gpuconv.numpy_backend import tiling, windows
@@ -47,10 +46,7 @@ class Box:
         from_x: bool,
     ) -> None:
         self.extents, self.start, self.pixels = extents, start, math.prod(extents)
-        self.region: tuple[Any, ...] = (
-            ...,
-            *(slice(c, c + n) for c, n in zip(corner, extents, strict=True)),
-        )
+        self.region = tiling.region(corner, extents)
         self.read = None if from_x else windows.reading(problem, corner, extents)
         self.copies: dict[int, list[list[windows.Copy]]] = {}  # of every phase and tap s
         for phase, rows in phases(problem, extents[0]):

@@ -206,6 +206,13 @@ def readable(matrices: HostArray) -> bool:
     )
 
 
+def laid_out(source: HostArray, scratch: HostArray, leading: int) -> HostArray:
+    """`source` copied to `scratch`, in its type, with all but the `leading` axes made one."""
+    copy = scratch[: source.size].reshape(source.shape)
+    np.copyto(copy, source, casting="unsafe")
+    return copy.reshape(*source.shape[:leading], -1)
+
+
 def store(problem: ConvProblem, sums: HostArray, bias: HostArray | None, target: HostArray) -> None:
     """Write `sums`, which are scratch, to `target` with the bias added and the type converted.
 

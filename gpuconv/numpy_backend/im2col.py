@@ -299,8 +299,7 @@ class _Box:
         self, problem: ConvProblem, corner: tiling.Box, extents: tiling.Box, start: int, whole: bool
     ) -> None:
         self.extents, self.start, self.pixels = extents, start, math.prod(extents)
-        ends = [c + n for c, n in zip(corner, extents, strict=True)]
-        self.region = (..., *(slice(c, end) for c, end in zip(corner, ends, strict=True)))
+        self.region = tiling.region(corner, extents)
         if whole:
             self.copies = windows.gathering(problem, corner, extents)
         else:

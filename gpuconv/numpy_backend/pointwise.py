@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
-
 from gpuconv.arrays import HostArray
 from gpuconv.numpy_backend import gemm, tiling
 from gpuconv.numpy_backend.device import WORKSPACE_CAP, Cpu
@@ -102,10 +100,7 @@ _Box = tuple[tuple[Any, ...], slice]
 def _boxes(output: tiling.Box, box: tiling.Box) -> list[_Box]:
     """The region of the output, and the run of the flattened output, of every box."""
     return [
-        (
-            (..., *(slice(c, c + n) for c, n in zip(corner, extents, strict=True))),
-            slice(start, start + math.prod(extents)),
-        )
+        (tiling.region(corner, extents), slice(start, start + math.prod(extents)))
         for corner, extents, start in tiling.boxes(output, box)
     ]
 
@@ -157,10 +152,7 @@ def _run(
         some_bias = None if column_bias is None else column_bias[:, rows]
         columns = None if x_flat is None else x_flat[images, :, :, run]
         if columns is None or not gemm.readable(columns):
-            source = x[images][region]
-            copy = block[: source.size].reshape(source.shape)
-            np.copyto(copy, source, casting="unsafe")
-            columns = copy.reshape(*source.shape[:3], -1)
+            columns = gemm.laid_out(x[images][region], block, 3)
         if out_flat is not None:
             target = out_flat[images, :, rows, run]
             if gemm.in_place(problem, product, target, last):

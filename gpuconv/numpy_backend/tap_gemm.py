@@ -250,9 +250,7 @@ class _Call:
                 source = self.x[n, :, channels][inside]
                 matrix = tiling.flat(source, problem.ndim)
                 if matrix is None or matrix.dtype != sums.dtype or not gemm.readable(matrix):
-                    copy = columns[: source.size].reshape(source.shape)
-                    np.copyto(copy, source, casting="unsafe")
-                    matrix = copy.reshape(*source.shape[:2], -1)
+                    matrix = gemm.laid_out(source, columns, 2)
                 size = (problem.groups, count, math.prod(extents))
                 product = products[: math.prod(size)].reshape(size)
                 gemm.multiply(self.weights[tap][:, filters, channels], matrix, product)
@@ -286,7 +284,7 @@ class _Box:
     def __init__(self, problem: ConvProblem, corner: tiling.Box, extents: tiling.Box) -> None:
         self.extents = extents
         ends = [c + n for c, n in zip(corner, extents, strict=True)]
-        self.region = (..., *map(slice, corner, ends))
+        self.region = tiling.region(corner, extents)
         self.taps: list[_Tap] = []
         for tap in itertools.product(*map(range, problem.filter)):
             inside, outputs, counts = [], [], []

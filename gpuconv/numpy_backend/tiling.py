@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from typing import Any
 
 from gpuconv.arrays import HostArray
 from gpuconv.problem import ConvProblem
@@ -38,6 +39,11 @@ def boxes(output: Box, box: Box) -> Iterator[tuple[Box, Box, int]]:
         for c, p in zip(corner, output, strict=True):
             start = start * p + c
         yield corner, extents, start
+
+
+def region(corner: Box, extents: Box) -> tuple[Any, ...]:
+    """The index of a box of outputs in an array whose last axes are the output's."""
+    return (..., *(slice(c, c + n) for c, n in zip(corner, extents, strict=True)))
 
 
 def flat(array: HostArray, ndim: int) -> HostArray | None:

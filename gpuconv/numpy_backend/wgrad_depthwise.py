@@ -231,8 +231,7 @@ class _Worker:
         windows.read(problem, x, ranges, inside)
         if block.dtype.kind == "c" and not problem.conjugate:
             np.conjugate(block, out=block)  # vecdot conjugates it again
-        region: tuple[Any, ...] = (..., *map(slice, corner, ends))
-        values = grad[region]
+        values = grad[tiling.region(corner, extents)]
         split = itertools.chain(*zip(pitch, stride, strict=True))
         phases = block.reshape(channels, images, *split)
         order = (0, *range(3, 2 * ndim + 2, 2), 1, *range(2, 2 * ndim + 1, 2))
@@ -245,8 +244,8 @@ class _Worker:
         spread = self.grad[: channels * multiplier * images * math.prod(pitch)]
         spread = spread.reshape(channels, multiplier, images, *pitch)
         _clear_margin(spread, extents)
-        region = (..., *map(slice, extents))
-        np.copyto(spread[region], np.moveaxis(values, 0, 2), casting="unsafe")
+        inner = tiling.region((0,) * ndim, extents)
+        np.copyto(spread[inner], np.moveaxis(values, 0, 2), casting="unsafe")
         steps = _steps(pitch)
         length = _length(extents, pitch, images)
         spread = spread.reshape(channels, multiplier, -1)[..., :length]

@@ -284,21 +284,17 @@ class _Run:
         x, grad = self.x[n : n + cut.images, g, c], self.grad[n : n + cut.images, g, k]
         images, groups, channels = x.shape[:3]
         ends = [a + b for a, b in zip(corner, extents, strict=True)]
-        region: tuple[Any, ...] = (..., *map(slice, corner, ends))
+        grad = grad[tiling.region(corner, extents)]
         pixels = images * math.prod(extents)
-        chosen = _columns(grad[region], self.product)
+        chosen = _columns(grad, self.product)
         if chosen is None:
-            chosen = values[: groups * grad.shape[2] * pixels]
-            chosen = chosen.reshape(groups, grad.shape[2], images, *extents)
-            source = np.moveaxis(grad[region], 0, 2)
-            np.copyto(chosen, source, casting="unsafe")
-            chosen = chosen.reshape(groups, -1, pixels)
+            chosen = gemm.laid_out(np.moveaxis(grad, 0, 2), values, 2)
         reads = windows.extents(problem, extents)
         plain = math.prod(problem.filter) == 1 and not problem.padded
         if plain:
             stride = zip(corner, ends, problem.stride, strict=True)
-            region = (..., *(slice(a * s, (b - 1) * s + 1, s) for a, b, s in stride))
-            seen = x[region]
+            read: tuple[Any, ...] = (..., *(slice(a * s, (b - 1) * s + 1, s) for a, b, s in stride))
+            seen = x[read]
             direct = None if problem.conjugate and seen.dtype.kind == "c" else seen
             matrix = None if direct is None else _columns(direct, self.product)
             if matrix is not None:

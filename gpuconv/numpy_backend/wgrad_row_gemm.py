@@ -239,9 +239,7 @@ class _Call:
             if gemm.readable(values):
                 return columns.matrices, values
         source = self.grad[n : n + images, groups][box.region].transpose(1, 2, 3, 0, 4)
-        values = copy[: source.size].reshape(source.shape)
-        np.copyto(values, source, casting="unsafe")
-        return columns.matrices, values.reshape(*source.shape[:2], -1)
+        return columns.matrices, gemm.laid_out(source, copy, 2)
 
     def finish(self) -> None:
         """Add up the shares, and bring dw into its own order."""
