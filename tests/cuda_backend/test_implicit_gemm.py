@@ -15,7 +15,6 @@ import gpuconv
 from gpuconv import dtypes
 from gpuconv.arrays import HostArray
 from gpuconv.cuda_backend import compiler, implicit_gemm, launch
-from gpuconv.cuda_backend.device import override
 from gpuconv.cuda_backend.implicit_gemm import FLAT, LARGE, MEDIUM, SMALL, Tile
 from gpuconv.plan import No, Plan, choose
 from gpuconv.problem import PADDING_MODES, ConvProblem, describe
@@ -27,6 +26,7 @@ from gpuconv.testing import (
     random_case,
 )
 from tests.cuda_backend.conftest import on_device, on_host
+from tests.cuda_backend.loads import assert_warmup_loads
 from tests.emulator import EmulatedDevice, emulated_device
 
 Force = Callable[..., None]
@@ -52,18 +52,6 @@ def force(monkeypatch: pytest.MonkeyPatch) -> Iterator[Force]:
     yield override
     monkeypatch.undo()
     _forget()
-
-
-class Loader(EmulatedDevice):
-    """`loaded`: the kernels that it was asked for."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.loaded: set[Any] = set()
-
-    def load(self, source: str, macros: Any, kernel: str | None = None) -> Any:
-        self.loaded.add((source, launch.freeze(macros)))
-        return super().load(source, macros, kernel)
 
 
 def only(tile: Tile) -> Callable[..., tuple[Tile, ...]]:
@@ -363,17 +351,8 @@ def test_warmup_loads_what_a_call_launches(
         layout="NHWC", padding=2, workspace_limit=limit,
     )  # fmt: skip
     x, w = np.zeros((33, 5, 4, 64), np.float32), np.zeros(problem.w_shape, np.float32)
-    warmed, called = Loader(), Loader()
-    for device in (warmed, called):
-        with override(device), gpuconv.use_backend("cuda"):
-            plan = plan_of(problem, device)
-            if device is warmed:
-                gpuconv.warmup(plan)
-            else:
-                plan(x, w)
-    assert warmed.loaded == called.loaded
-    assert {stem for stem, _ in called.loaded} == stems
-    assert (warmed.launches, called.launches) == (0, 1 + 2 * passes if limit is None else 1)
+    launches = 1 + 2 * passes if limit is None else 1
+    assert_warmup_loads(problem, "implicit_gemm", x, w, stems, launches)
 
 
 def test_variants_hold_whatever_a_problem_asks_for(

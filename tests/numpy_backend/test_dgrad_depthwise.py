@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 
 from gpuconv import testing
 from gpuconv.numpy_backend import dgrad_depthwise
-from gpuconv.numpy_backend.device import Cpu
-from gpuconv.plan import choose
 from gpuconv.problem import describe
-
-CPU = Cpu(threads=2)
+from tests.numpy_backend.forced import CPU, compute
 
 
 def case(x_shape, filters, dtype="float32", /, **options):
@@ -28,13 +26,7 @@ def case(x_shape, filters, dtype="float32", /, **options):
     return problem, dy, testing.random_array(rng, problem.w_shape, dtype)
 
 
-def force(problem, dy, w, bias=None, memory="contiguous", name="dgrad_depthwise"):
-    plan = choose("test", problem, "numpy", CPU, name)
-    dx = np.full((len(dy), *problem.x_shape[1:]), 77, problem.x_dtype.numpy)
-    dx = testing.in_memory_order(dx, memory, channel_axis=1)
-    with np.errstate(all="ignore"):
-        plan.implementation.run(plan, dy, w, bias, dx)
-    return dx
+force = partial(compute, "dgrad_depthwise")
 
 
 @pytest.mark.parametrize("stride", [2, 3, (1, 2), (4, 1)])
@@ -61,7 +53,7 @@ def test_one_axis_memory_orders_and_flip(memory):
 def test_bias(dtype, memory):
     problem, dy, w = case((2, 7, 19, 22), (3, 4), dtype, stride=2, padding=1, bias=True)
     bias = testing.random_array(np.random.default_rng(1), (7,), dtype)
-    testing.assert_close(problem, force(problem, dy, w, bias, memory), dy, w, bias)
+    testing.assert_close(problem, force(problem, dy, w, bias, memory=memory), dy, w, bias)
 
 
 def test_images_of_a_batch_get_the_bits_that_they_get_alone():
@@ -85,7 +77,7 @@ def test_what_is_not_finite_stays_where_it_is(value, spoiled, dtype, result):
         dy[0, 1, 5, 7] = dy[1, 2, 0, 0] = dy[1, 2, 12, 15] = value
     else:
         w[1, 0, 0, 2] = value
-    dx, expected = force(problem, dy, w), force(problem, dy, w, name="direct")
+    dx, expected = force(problem, dy, w), compute("direct", problem, dy, w)
     np.testing.assert_array_equal(np.isnan(dx), np.isnan(expected))
     np.testing.assert_array_equal(np.isinf(dx), np.isinf(expected))
     inside = np.isfinite(expected)

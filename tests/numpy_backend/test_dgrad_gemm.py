@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,8 @@ import gpuconv
 from gpuconv import testing
 from gpuconv.numpy_backend import dgrad_gemm
 from gpuconv.numpy_backend.device import Cpu
-from gpuconv.plan import choose
 from gpuconv.problem import describe
-
-CPU = Cpu(threads=2)
+from tests.numpy_backend.forced import CPU, compute
 
 
 def gradient(
@@ -30,12 +29,7 @@ def gradient(
     return problem, dy, w, force(problem, dy, w)
 
 
-def force(problem: Any, dy: Any, w: Any) -> Any:
-    plan = choose("test", problem, "numpy", CPU, "dgrad_gemm")
-    dx = np.full((len(dy), *problem.x_shape[1:]), 77, problem.x_dtype.numpy)
-    with np.errstate(invalid="ignore"):
-        dgrad_gemm.run(plan, dy, w, None, dx)
-    return dx
+force = partial(compute, "dgrad_gemm")
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3, 4])

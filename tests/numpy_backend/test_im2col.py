@@ -13,29 +13,16 @@ from gpuconv import testing
 from gpuconv.numpy_backend import gemm, scratch
 from gpuconv.numpy_backend.device import WORKSPACE_CAP
 from gpuconv.problem import describe
+from tests.numpy_backend.forced import serves
 
 LIMITS = (None, 200_000, 4_000)
-
-
-def check(case: testing.Case, algorithm: str, **options: Any) -> bool:
-    """Compare one case with the reference; False where the algorithm does not serve it."""
-    x, w, bias = case.arrays()
-    function = getattr(gpuconv, case.function)
-    try:
-        y = function(x, w, bias, algorithm=algorithm, **options, **case.kwargs)
-    except ValueError as error:
-        if "cannot serve" in str(error):
-            return False
-        raise
-    testing.assert_close(case.problem(), y, x, w, bias)
-    return True
 
 
 @pytest.mark.parametrize("limit", LIMITS)
 @pytest.mark.parametrize("seed", range(0, 1200, 60))
 def test_im2col_random(seed: int, limit: int | None) -> None:
     served = [
-        check(testing.random_case(s), "im2col", workspace_limit=limit)
+        serves(testing.random_case(s), "im2col", workspace_limit=limit)
         for s in range(seed, seed + 60)
     ]
     assert all(served) or limit == 4_000
@@ -48,7 +35,7 @@ def test_pointwise_random(limit: int | None) -> None:
     for seed in range(6000):
         case = testing.random_case(seed)
         if set(case.w_shape[2:]) == {1}:
-            served += check(case, "pointwise", workspace_limit=limit)
+            served += serves(case, "pointwise", workspace_limit=limit)
     assert served > 50
 
 

@@ -14,12 +14,12 @@ import gpuconv
 from gpuconv import testing
 from gpuconv.numpy_backend import depthwise, fft, filter2d, planes, scratch, separable
 from gpuconv.numpy_backend.boundary import source_index
-from gpuconv.numpy_backend.device import WORKSPACE_CAP, Cpu
+from gpuconv.numpy_backend.device import WORKSPACE_CAP
 from gpuconv.plan import choose
 from gpuconv.problem import PADDING_MODES, describe
+from tests.numpy_backend.forced import CPU, compute
 
 MODULES = {"depthwise": depthwise, "filter2d": filter2d, "separable": separable, "fft": fft}
-CPU = Cpu(threads=2)
 
 
 def rank_one(w):
@@ -31,15 +31,6 @@ def rank_one(w):
     if w.dtype.kind in "ub":
         column, row = np.abs(column), np.abs(row)
     return (column * row).astype(w.dtype)
-
-
-def force(name, problem, x, w, bias=None, device=CPU):
-    """y by the algorithm `name`, from channels-first arrays."""
-    plan = choose("test", problem, "numpy", device, name)
-    y = np.full((x.shape[0], *problem.y_shape[1:]), 77).astype(problem.y_dtype.numpy)
-    with np.errstate(all="ignore"):
-        plan.implementation.run(plan, x, w, bias, y)
-    return y
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -86,7 +77,7 @@ def test_several_blocks(name, channels_last, x_shape, w_shape, options):
         "test", 2, x_shape, w_shape, x.dtype, w.dtype, bias=True,
         channels_last=channels_last, **options,
     )  # fmt: skip
-    testing.assert_close(problem, force(name, problem, x, w, bias), x, w, bias)
+    testing.assert_close(problem, compute(name, problem, x, w, bias), x, w, bias)
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -101,10 +92,10 @@ def test_images_of_a_batch_and_threads_do_not_matter(name, shape, filters):
         w[:, :, 0, 0] += 3
     x[2, 3, 4, 5] = np.nan  # an image that is computed the slow way does not change the others
     problem = describe("test", 2, x.shape, w.shape, x.dtype, w.dtype, groups=6, padding=2)
-    whole = force(name, problem, x, w)
+    whole = compute(name, problem, x, w)
     for _ in range(3):
-        np.testing.assert_array_equal(whole, force(name, problem, x, w))
-    alone = [force(name, problem, x[n : n + 1], w) for n in range(5)]
+        np.testing.assert_array_equal(whole, compute(name, problem, x, w))
+    alone = [compute(name, problem, x[n : n + 1], w) for n in range(5)]
     np.testing.assert_array_equal(whole, np.concatenate(alone))
 
 
@@ -121,12 +112,12 @@ def test_nan_and_inf_stay_in_their_windows(name, value, dtype):
     for at in [(0, 0, 0, 0), (1, 0, 49, 129), (1, 1, 20, 47)]:
         x[at] = value
     problem = describe("test", 2, x.shape, w.shape, dtype, dtype, groups=2, padding=3)
-    y, expected = force(name, problem, x, w), force("direct", problem, x, w)
+    y, expected = compute(name, problem, x, w), compute("direct", problem, x, w)
     np.testing.assert_array_equal(np.isfinite(y), np.isfinite(expected))
     np.testing.assert_array_equal(np.isnan(y), np.isnan(expected))
     np.testing.assert_array_equal(y[np.isinf(y)], expected[np.isinf(y)])
     inside = np.isfinite(expected)
-    reference = force("direct", problem, clean, w)
+    reference = compute("direct", problem, clean, w)
     np.testing.assert_allclose(
         y[inside].astype(float), reference[inside].astype(float), rtol=2e-2, atol=1e-2
     )
@@ -140,8 +131,8 @@ def test_weights_that_are_not_finite(name, value):
     w = rng.standard_normal((1, 1, 5, 5), np.float32)
     w[0, 0, 2, 3] = value
     problem = describe("test", 2, x.shape, w.shape, x.dtype, w.dtype, padding=2)
-    expected = force("direct", problem, x, w)
-    np.testing.assert_array_equal(force(name, problem, x, w), expected)
+    expected = compute("direct", problem, x, w)
+    np.testing.assert_array_equal(compute(name, problem, x, w), expected)
 
 
 INTEGERS = ["bool", "int8", "uint8", "int16", "uint16", "int32", "int64", "uint64"]
@@ -163,7 +154,7 @@ def test_integers_are_exact(name, x_type, w_type):
         w = w[..., :1, :] * w[..., :, :1]
     problem = describe("test", 2, x.shape, w.shape, x_type, w_type, groups=2, padding=2, bias=True)
     bias = testing.random_array(rng, (2,), str(problem.y_dtype))
-    testing.assert_close(problem, force(name, problem, x, w, bias), x, w, bias)
+    testing.assert_close(problem, compute(name, problem, x, w, bias), x, w, bias)
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -173,7 +164,7 @@ def test_integers_wrap_as_their_result_type_does(name, dtype):
     x = testing.random_array(rng, (1, 1, 30, 40), "uint8")
     w = np.multiply.outer([1, -2, 7, 9, 5], [4, 6, 4, 30, -7])[None, None]
     problem = describe("test", 2, x.shape, w.shape, x.dtype, w.dtype, padding=2, dtype=dtype)
-    testing.assert_close(problem, force(name, problem, x, w), x, w)
+    testing.assert_close(problem, compute(name, problem, x, w), x, w)
 
 
 PROBLEMS = [

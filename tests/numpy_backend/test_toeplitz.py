@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 
 from gpuconv import testing
 from gpuconv.numpy_backend import toeplitz
-from gpuconv.numpy_backend.device import Cpu
 from gpuconv.plan import choose
 from gpuconv.problem import describe
-
-CPU = Cpu(threads=2)
+from tests.numpy_backend.forced import CPU, compute
 
 
 def case(x_shape, filters, dtype="float32", **options):
@@ -28,13 +27,7 @@ def case(x_shape, filters, dtype="float32", **options):
     return problem, x, testing.random_array(rng, problem.w_shape, dtype)
 
 
-def force(problem, x, w, bias=None, memory="contiguous", name="toeplitz"):
-    plan = choose("test", problem, "numpy", CPU, name)
-    y = np.full((len(x), *problem.y_shape[1:]), 77, problem.y_dtype.numpy)
-    y = testing.in_memory_order(y, memory, channel_axis=1)
-    with np.errstate(all="ignore"):
-        plan.implementation.run(plan, x, w, bias, y)
-    return y
+force = partial(compute, "toeplitz")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -78,7 +71,7 @@ def test_what_is_not_finite_stays_where_it_is(value, spoiled):
         x[0, 1, 5, 7] = x[8, 2, 0, 0] = x[8, 2, 13, 19] = value
     else:
         w[1, 0, 0, 2] = value
-    y, expected = force(problem, x, w), force(problem, x, w, name="direct")
+    y, expected = force(problem, x, w), compute("direct", problem, x, w)
     np.testing.assert_array_equal(np.isnan(y), np.isnan(expected))
     np.testing.assert_array_equal(np.isinf(y), np.isinf(expected))
     inside = np.isfinite(expected)

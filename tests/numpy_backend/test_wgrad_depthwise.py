@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 
 from gpuconv import testing
 from gpuconv.numpy_backend import wgrad_depthwise
-from gpuconv.numpy_backend.device import Cpu
 from gpuconv.plan import choose
 from gpuconv.problem import describe
-
-CPU = Cpu(threads=2)
+from tests.numpy_backend.forced import CPU, compute
 
 
 def gradient(x, w_shape, device=CPU, dtype=None, **options):
@@ -22,15 +22,10 @@ def gradient(x, w_shape, device=CPU, dtype=None, **options):
         "test", ndim, x.shape, w_shape, dtype, dtype, operation="wgrad", **options
     )  # fmt: skip
     dy = testing.random_array(np.random.default_rng(1), problem.y_shape, str(dtype))
-    return problem, dy, force(problem, x, dy, device)
+    return problem, dy, force(problem, x, dy, device=device)
 
 
-def force(problem, x, dy, device=CPU):
-    plan = choose("test", problem, "numpy", device, "wgrad_depthwise")
-    dw = np.full(problem.w_shape, 77, problem.w_dtype.numpy)
-    with np.errstate(all="ignore"):
-        wgrad_depthwise.run(plan, x, dy, None, dw)
-    return dw
+force = partial(compute, "wgrad_depthwise")
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3, 4])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,9 @@ import pytest
 import gpuconv
 from gpuconv import testing
 from gpuconv.numpy_backend import wgrad_row_gemm
-from gpuconv.numpy_backend.device import Cpu
 from gpuconv.plan import choose
 from gpuconv.problem import PADDING_MODES, describe
-
-CPU = Cpu(threads=2)
+from tests.numpy_backend.forced import CPU, compute
 
 
 def gradient(x: Any, w_shape: tuple[int, ...], **options: Any) -> tuple[Any, Any, Any]:
@@ -24,12 +23,7 @@ def gradient(x: Any, w_shape: tuple[int, ...], **options: Any) -> tuple[Any, Any
     return problem, dy, force(problem, x, dy)
 
 
-def force(problem: Any, x: Any, dy: Any) -> Any:
-    plan = choose("test", problem, "numpy", CPU, "wgrad_row_gemm")
-    dw = np.full(problem.w_shape, 77, problem.w_dtype.numpy)
-    with np.errstate(invalid="ignore"):
-        wgrad_row_gemm.run(plan, x, dy, None, dw)
-    return dw
+force = partial(compute, "wgrad_row_gemm")
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3])
