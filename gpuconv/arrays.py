@@ -7,6 +7,7 @@ way out, but for JAX, whose arrays must be aligned to 64 bytes to be adopted wit
 
 from __future__ import annotations
 
+import math
 import sys
 from functools import lru_cache
 from typing import Any
@@ -35,7 +36,7 @@ class Library:
         return tuple(x.shape)
 
     def strides(self, x: Any) -> tuple[int, ...]:
-        """How far apart neighbours lie along each axis."""
+        """How far apart neighbours lie along each axis; row-major where the library hides it."""
         return tuple(x.strides)
 
     def to_host(self, x: Any) -> HostArray:
@@ -62,6 +63,11 @@ class Library:
         return bool(out.flags.writeable)
 
 
+def _row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The strides, in elements, of C-contiguous memory."""
+    return tuple(math.prod(max(n, 1) for n in shape[axis + 1 :]) for axis in range(len(shape)))
+
+
 class _Torch(Library):
     name = "torch"
 
@@ -72,7 +78,8 @@ class _Torch(Library):
         return str(x.dtype).removeprefix("torch.")
 
     def strides(self, x: Any) -> tuple[int, ...]:
-        return tuple(x.stride()) if x.layout is sys.modules["torch"].strided else (1,) * x.ndim
+        dense = x.layout is sys.modules["torch"].strided
+        return tuple(x.stride()) if dense else _row_major(tuple(x.shape))
 
     def _plain(self, x: Any) -> Any:
         """x without autograd, and without the bits that say "conjugate me when you read me"."""
@@ -115,6 +122,9 @@ class _Torch(Library):
 
 class _Jax(Library):
     name = "jax"
+
+    def strides(self, x: Any) -> tuple[int, ...]:
+        return _row_major(tuple(x.shape))
 
     def device(self, x: Any) -> str:
         if isinstance(x, sys.modules["jax"].core.Tracer):
@@ -179,7 +189,7 @@ class _DLPack(Library):
         return "cpu" if kind == 1 else f"cuda:{index}" if kind == 2 else f"DLPack {kind}:{index}"
 
     def strides(self, x: Any) -> tuple[int, ...]:
-        return np.from_dlpack(x).strides if _lies_on_host(x) else (1,) * len(x.shape)
+        return np.from_dlpack(x).strides if _lies_on_host(x) else _row_major(tuple(x.shape))
 
     def to_host(self, x: Any) -> HostArray:
         return np.from_dlpack(x)

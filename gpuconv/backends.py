@@ -108,12 +108,24 @@ def warmup(*plans: Any) -> None:
     *plans : gpuconv.Plan
         For arrays that are contiguous, in the memory order planned; others may need a kernel more.
 
+    Raises
+    ------
+    TypeError
+        What is no plan.
+
     Examples
     --------
     >>> import gpuconv
     >>> gpuconv.warmup(gpuconv.plan_conv2d((8, 3, 32, 32), (16, 3, 3, 3)))
     """
+    from gpuconv.plan import Plan
+
     for plan in plans:
+        if not isinstance(plan, Plan):
+            raise TypeError(
+                f"warmup: it takes plans, each as an argument; got a {type(plan).__name__}; "
+                f"gpuconv.plan_conv2d(...) makes one"
+            )
         if plan.backend == "cuda":
             backend("cuda").warmup(plan)
 

@@ -110,19 +110,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = _parser().parse_args(_joined(sys.argv[1:] if argv is None else argv))
         status: int = arguments.run(arguments)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed by whoever started this
+            sys.stdout.flush()
         return status
     except CommandError as error:
         _complain(str(error))
         return error.status
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        # The reader went away (`gpuconv info | head -1`). What Python still flushes on its way
-        # out goes nowhere, or it would complain then.
+    except OSError as error:
+        # All else that is read and written has errors of its own: this is standard output's reader
+        # that went away (`gpuconv info | head -1`), or its disk that is full. What Python still
+        # flushes on its way out goes nowhere, or it would complain then.
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141  # 128 + SIGPIPE, as a shell reports it
+        if isinstance(error, BrokenPipeError):
+            return 141  # 128 + SIGPIPE, as a shell reports it
+        _complain(f"standard output: {_reason(error)}")
+        return 1
 
 
 def _parser() -> Parser:
@@ -262,7 +267,8 @@ def _scalar(values: str | tuple[int | tuple[int, ...], ...]) -> Any:
 
 
 def _complain(message: str) -> None:
-    print(f"gpuconv: error: {message}", file=sys.stderr)
+    if sys.stderr is not None:
+        print(f"gpuconv: error: {message}", file=sys.stderr)
 
 
 # --------------------------------------------------------------------------------------------
@@ -404,7 +410,15 @@ def _targets(sources: Sequence[Path], several: bool, out: str | None, label: str
     from PIL import Image
 
     folder = Path(out or ".")
-    if out is None or several or folder.is_dir() or out.endswith(("/", os.sep)):
+    known = {s for s, kind in Image.registered_extensions().items() if kind in Image.SAVE}
+    is_folder = out is None or folder.is_dir() or out.endswith(("/", os.sep))
+    if several and not is_folder and folder.suffix.lower() in known:
+        raise CommandError(
+            f"argument -o/--out: {out!r} is one picture, for {len(sources)} results; a folder, or "
+            f"'{out}/' to make one, would do",
+            status=2,
+        )
+    if is_folder or several:
         if out is not None:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -414,9 +428,6 @@ def _targets(sources: Sequence[Path], several: bool, out: str | None, label: str
                 ) from error
         targets = [folder / f"{source.stem}-{label}.png" for source in sources]
     else:
-        known = {
-            suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.SAVE
-        }
         if folder.suffix.lower() not in known:
             raise CommandError(
                 f"argument -o/--out: {out!r} does not end as a picture that can be written; "

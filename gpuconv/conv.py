@@ -130,7 +130,8 @@ def conv2d(
         (an integer beside a float takes the float's), int64 or uint64 for integers and bool. Sums
         run in float32 for 16-bit floats, exactly in 64 bits for integers, else in the type itself.
         A wider `dtype` widens the sums too; of a narrower integer type, results are the sums' low
-        bits, as NumPy converts.
+        bits, as NumPy converts. Integers under a floating `dtype` are summed as floats of that type
+        are, and round as these do: leave it out for exact sums.
     precision : "ieee", "tf32" or "tf32x3"
         How a GPU may compute float32 products; "ieee" is full float32.
     algorithm : "auto" or a name out of ``plan_conv2d(...).candidates``
@@ -158,7 +159,8 @@ def conv2d(
 
     Notes
     -----
-    The same call gives the same bits, and each image of a batch the bits it would get alone.
+    The same call gives the same bits, and each image of a batch the bits it would get alone with
+    the same plan or the same named `algorithm`: "auto" may choose by the size of the batch.
     The arguments follow ``torch.nn.functional.conv2d``; "same", dtypes and pairs the rules of
     ONNX Conv and ``jax.lax.conv_general_dilated``.
 

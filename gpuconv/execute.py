@@ -7,6 +7,7 @@ here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -77,7 +78,10 @@ class Operands:
     def _check_writable(self, out: Any) -> None:
         name, library = self.names[2], self.library
         if not library.writable(out):
-            raise ValueError(f"{self.function}: {name} is a read-only {library.name} array")
+            raise ValueError(
+                f"{self.function}: {name} is a read-only {library.name} array; it takes one "
+                f"that can be written"
+            )
         strides = library.strides(out)
         if any(s == 0 and n > 1 for s, n in zip(strides, library.shape(out), strict=True)):
             raise ValueError(
@@ -119,8 +123,10 @@ class Operands:
                 result = self.give(y if is_filter else as_layout(y, axes_last, batched))
             else:
                 y = out if is_filter else channels_first(out, axes_last, batched)
-                # A result that overlaps what is still to be read goes to memory of its own first.
-                if self._module.overlaps(out, (self.x, self.w, self.bias)):
+                # Memory of its own comes first where what is still to be read would be overwritten,
+                # or where numbers lie in a byte order that algorithms do not compute in.
+                native = out.dtype.isnative
+                if not native or self._module.overlaps(out, (self.x, self.w, self.bias)):
                     y[...] = self.compute(plan, x, w, self.bias)
                 else:
                     self.compute(plan, x, w, self.bias, y)
@@ -135,7 +141,7 @@ class Operands:
         taken = (self.x, self.w, self.bias, out)
         given = (*self._given, self.out_given)
         same = all(a is b for a, b in zip(taken, given, strict=True))
-        return same and 0 not in (*x.shape, *w.shape, *y.shape)
+        return same and y.dtype.isnative and 0 not in (*x.shape, *w.shape, *y.shape)
 
     def _call(self, plan: Plan, x: Any, w: Any, y: Any) -> Call:
         """What is left of a call whose arrays are as these; it holds none of them."""
@@ -276,33 +282,63 @@ class Operands:
         if dtypes.of(own) is not dtype:
             raise TypeError(f"{self.function}: {name} is {own}; it takes {dtype}")
 
-    def memory_order(self, ndim: int, layout: str | None) -> bool | None:
+    def memory_order(self, ndim: int, layout: Any) -> bool | None:
         """Whether x's memory runs channels last; None where that is what `layout` says anyway.
 
-        The rule of torch: a view whose strides fall in the order N, H, W, C is channels last.
+        The rule of torch: a view whose strides fall in the order N, H, W, C is channels last. Where
+        one channel or one pixel leaves both orders open, the strides of extents of 1 decide.
         """
         x = self.x
-        if x.flags.c_contiguous or x.ndim not in (ndim + 1, ndim + 2):
+        if x.ndim not in (ndim + 1, ndim + 2):
             return None
-        axes_last = layout is not None and layout.endswith("C")
-        first = channels_first(x, axes_last, x.ndim == ndim + 2)
-        if first.shape[1] < 2:
+        axes_last = isinstance(layout, str) and layout.endswith("C")  # what else is refused later
+        batched = x.ndim == ndim + 2
+        shape = _written_first(x.shape, axes_last, batched)
+        _, channels, *pixels = shape
+        either = channels == 1 or all(n == 1 for n in pixels)
+        if x.flags.c_contiguous and not either:
             return None
-        orders = {False: tuple(range(ndim + 2)), True: (0, *range(2, ndim + 2), 1)}
-        for channels_last in (axes_last, not axes_last):
-            if _falling(first, orders[channels_last]):
-                return channels_last
-        return None
+        strides, place = x.strides, x.itemsize
+        if either:  # CuPy and DLPack forget the strides of extents of 1 that torch knows
+            strides, place = self.library.strides(self.like), 1
+        strides = _written_first(strides, axes_last, batched)
+        orders = {False: range(1, ndim + 2), True: (*range(2, ndim + 2), 1)}
+        fits = [last for last in orders if _falling(shape, strides, (0, *orders[last]), place)]
+        if len(fits) == 2:
+            fits = [
+                last for last in fits if _falling(shape, strides, orders[last], place, ones=True)
+            ]
+        return fits[0] if len(fits) == 1 else None
 
 
-def _falling(array: Any, order: tuple[int, ...]) -> bool:
-    """Whether strides fall along `order`, each step clear of the whole extent inside it."""
-    inner = array.dtype.itemsize
+def _written_first(values: tuple[int, ...], axes_last: bool, batched: bool) -> tuple[int, ...]:
+    """The shape or strides of (N,) C, spatial... or (N,) spatial..., C as those of N, C, spatial...
+
+    Without N, that is one image: its stride is of no account.
+    """
+    if not batched:
+        values = (1, *values)
+    return (values[0], values[-1], *values[1:-1]) if axes_last else values
+
+
+def _falling(
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    order: Sequence[int],
+    place: int,
+    *,
+    ones: bool = False,
+) -> bool:
+    """Whether strides fall along `order`, each step clear of the whole extent inside it.
+
+    The last step is at least `place`. What steps over an extent of 1 counts only with `ones`.
+    """
+    inner = place
     for axis in reversed(order):
-        if array.shape[axis] > 1:
-            if abs(array.strides[axis]) < inner:
+        if shape[axis] > 1 or ones:
+            if abs(strides[axis]) < inner:
                 return False
-            inner = abs(array.strides[axis]) * array.shape[axis]
+            inner = abs(strides[axis]) * max(shape[axis], 1)
     return True
 
 

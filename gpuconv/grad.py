@@ -192,7 +192,7 @@ def conv2d_input(
     Notes
     -----
     The name and the order of arguments follow ``torch.nn.grad.conv2d_input``. Image n of a batch
-    gets the bits that it gets alone.
+    gets the bits that it gets alone with the same plan.
 
     Examples
     --------
@@ -544,7 +544,7 @@ def _bias(function: str, ndim: int, grad_output: Any, layout: str, dtype: Any) -
         raise ValueError(f"{function}: layout is one of {', '.join(layouts)}; got {layout!r}")
     grad = operands.x
     if grad.ndim not in (ndim + 1, ndim + 2):
-        written = layout.replace("C", "K")
+        written = layout.translate(str.maketrans("CDHW", "KZPQ"))
         raise ValueError(
             f"{function}: grad_output has shape {tuple(grad.shape)}, {grad.ndim}-D; it takes "
             f"({', '.join(written)}), or ({', '.join(written[1:])}) for one without a batch"
@@ -556,7 +556,9 @@ def _bias(function: str, ndim: int, grad_output: Any, layout: str, dtype: Any) -
     except TypeError as error:
         raise TypeError(f"{function}: {error}") from None
     if not dtypes.can_convert(natural, result):
-        raise TypeError(f"{function}: dtype={result} cannot hold a sum of {own}")
+        raise TypeError(
+            f"{function}: dtype={result} cannot hold a sum of {own}; convert the result yourself"
+        )
     try:
         operands.library.check_result(result)
     except TypeError as error:

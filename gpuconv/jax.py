@@ -1,20 +1,23 @@
 """The convolutions with JAX's transformations: imported on request, ``import gpuconv.jax``.
 
-``gpuconv.jax.conv2d`` is ``gpuconv.conv2d`` under ``jax.jit`` and ``jax.grad``: a callback with
-derivatives of its own. Each of convolution, input gradient and weight gradient is bilinear in two
-of (x, w, y), and its derivatives are the other two: they can be differentiated any number of times.
+``gpuconv.jax.conv2d`` is ``gpuconv.conv2d`` under ``jit``, ``grad``, ``jvp`` and ``vmap``, in any
+nesting. Each of convolution, input gradient and weight gradient is bilinear in two of (x, w, y),
+and transposed in one of these it is another of the three. So there is one primitive, which computes
+any of them by a callback: JAX's derivatives of every order and mode follow from its transposes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import jax  # the library: imports are absolute, this module is gpuconv.jax
 import numpy as np
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 
 import gpuconv
 from gpuconv import backends, grad
@@ -28,7 +31,7 @@ __all__ = ["conv1d", "conv2d", "conv3d"]
 
 @dataclass(frozen=True)
 class _Convolution:
-    """What all three products of one call share; hashable, as jit wants it."""
+    """What all three products of one call share; hashable, as jit wants it. x and y have an N."""
 
     ndim: int
     x_shape: tuple[int, ...]
@@ -51,29 +54,76 @@ class _Convolution:
     def shape(self, operation: Operation) -> tuple[int, ...]:
         return {"fprop": self.y_shape, "dgrad": self.x_shape, "wgrad": self.w_shape}[operation]
 
+    def with_batch(self, batch: int) -> _Convolution:
+        x_shape, y_shape = ((batch, *shape[1:]) for shape in (self.x_shape, self.y_shape))
+        return replace(self, x_shape=x_shape, y_shape=y_shape)
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+
+_primitive = Primitive("gpuconv")
+
+
 def _product(of: _Convolution, operation: Operation, a: Any, b: Any) -> Any:
     """One of the three bilinear maps."""
+    return _primitive.bind(a, b, of=of, operation=operation)
+
+
+def _call(a: Any, b: Any, *, of: _Convolution, operation: Operation) -> Any:
     result = jax.ShapeDtypeStruct(of.shape(operation), a.dtype)
-    callback = partial(of.compute, operation)
-    return jax.pure_callback(callback, result, a, b, vmap_method="sequential")
+    return jax.pure_callback(partial(of.compute, operation), result, a, b)
 
 
-def _forward(of: _Convolution, operation: Operation, a: Any, b: Any) -> tuple[Any, Any]:
-    return _product(of, operation, a, b), (a, b)
+def _abstract(a: Any, b: Any, *, of: _Convolution, operation: Operation) -> Any:
+    return jax.core.ShapedArray(of.shape(operation), a.dtype)
 
 
-def _backward(of: _Convolution, operation: Operation, kept: Any, g: Any) -> tuple[Any, Any]:
-    a, b = kept
+def _transposed_in_a(g: Any, _: Any, b: Any, *, of: _Convolution, operation: Operation) -> Any:
     if operation == "fprop":  # a: x, b: w, g: y's
-        return _product(of, "dgrad", g, b), _product(of, "wgrad", a, g)
+        return _product(of, "dgrad", g, b)
     if operation == "dgrad":  # a: y's, b: w, g: x's
-        return _product(of, "fprop", g, b), _product(of, "wgrad", g, a)
-    return _product(of, "dgrad", b, g), _product(of, "fprop", a, g)  # a: x, b: y's, g: w's
+        return _product(of, "fprop", g, b)
+    return _product(of, "dgrad", b, g)  # a: x, b: y's, g: w's
 
 
-_product.defvjp(_forward, _backward)
+def _transposed_in_b(g: Any, a: Any, _: Any, *, of: _Convolution, operation: Operation) -> Any:
+    if operation == "fprop":
+        return _product(of, "wgrad", a, g)
+    if operation == "dgrad":
+        return _product(of, "wgrad", g, a)
+    return _product(of, "fprop", a, g)
+
+
+def _batched(
+    operands: tuple[Any, Any], axes: tuple[Any, Any], *, of: _Convolution, operation: Operation
+) -> tuple[Any, int]:
+    """Images under one filter are a larger batch; else one product after the other."""
+    moved = [
+        array if axis is None else jax.numpy.moveaxis(array, axis, 0)
+        for array, axis in zip(operands, axes, strict=True)
+    ]
+    if axes[1] is None and operation != "wgrad":
+        a, b = moved
+        count, batch = a.shape[:2]
+        whole = of.with_batch(count * batch)
+        result = _product(whole, operation, a.reshape(count * batch, *a.shape[2:]), b)
+        return result.reshape(count, batch, *result.shape[1:]), 0
+
+    def one(mapped: list[Any]) -> Any:
+        rest = iter(mapped)
+        pair = (
+            array if axis is None else next(rest)
+            for array, axis in zip(operands, axes, strict=True)
+        )
+        return _product(of, operation, *pair)
+
+    mapped = [array for array, axis in zip(moved, axes, strict=True) if axis is not None]
+    return jax.lax.map(one, mapped), 0
+
+
+_primitive.def_impl(_call)
+_primitive.def_abstract_eval(_abstract)
+mlir.register_lowering(_primitive, mlir.lower_fun(_call, multiple_results=False))
+ad.defbilinear(_primitive, _transposed_in_a, _transposed_in_b)
+batching.primitive_batchers[_primitive] = _batched
 
 
 def _conv(ndim: int, x: Any, w: Any, bias: Any, algorithm: str, options: dict[str, Any]) -> Any:
@@ -88,9 +138,9 @@ def _conv(ndim: int, x: Any, w: Any, bias: Any, algorithm: str, options: dict[st
     last = problem.layout.endswith("C")
     of = _Convolution(
         ndim,
-        tuple(x.shape),
+        as_layout_shape(problem.x_shape, last, batched=True),
         tuple(w.shape),
-        as_layout_shape(problem.y_shape, last, problem.batched),
+        as_layout_shape(problem.y_shape, last, batched=True),
         algorithm,
         backends.forced_backend(),
         tuple(options.items()),
@@ -98,7 +148,9 @@ def _conv(ndim: int, x: Any, w: Any, bias: Any, algorithm: str, options: dict[st
     check_algorithm(function, algorithm)
     name = backends.forced_backend() or "numpy"  # a callback is given host arrays
     choose(function, problem, name, backends.backend(name).device(), algorithm)
-    y = _product(of, "fprop", x, w)
+    y = _product(of, "fprop", x.reshape(of.x_shape), w)
+    if not problem.batched:
+        y = y[0]
     if bias is None:
         return y
     bias = jax.numpy.asarray(bias)
@@ -167,7 +219,7 @@ def conv2d(
     algorithm: str = "auto",
     workspace_limit: int | None = None,
 ) -> Any:
-    """2-D convolution of JAX arrays with gradients: `gpuconv.conv2d` under jit, grad and vmap.
+    """2-D convolution of JAX arrays with gradients: `gpuconv.conv2d` under jit, grad, jvp and vmap.
 
     Parameters
     ----------
@@ -183,7 +235,7 @@ def conv2d(
     Returns
     -------
     jax.Array, (N, K, P, Q), or as `layout` writes it
-        Differentiable in reverse by x, w and bias, any number of times.
+        Differentiable by x, w and bias, any number of times, backward and forward.
 
     Raises
     ------
@@ -196,7 +248,8 @@ def conv2d(
     -----
     The arrays reach gpuconv by ``jax.pure_callback``, in host memory: on the backend "numpy", or
     that of the ``gpuconv.use_backend`` that surrounds the tracing. Padding and layouts are
-    gpuconv's; ``jax.lax.conv_general_dilated`` has other words for them.
+    gpuconv's; ``jax.lax.conv_general_dilated`` has other words for them. ``jax.vmap`` over x makes
+    one larger batch; over w, or of weight gradients, one call follows the other.
 
     Examples
     --------

@@ -449,6 +449,12 @@ def describe_transpose(
 
 def as_shape(function: str, name: str, shape: Any) -> Extents:
     """The caller's `shape` as a tuple; its entries are checked by ``describe``."""
+    own = getattr(shape, "shape", None)
+    if isinstance(own, tuple) and len(own) != 1:  # the array in place of its shape
+        raise TypeError(
+            f"{function}: {name} takes a sequence of integers, got an array of shape "
+            f"{tuple(own)}; its .shape would do"
+        )
     try:
         return tuple(shape)
     except TypeError:

@@ -220,7 +220,8 @@ def conv2d(
     Notes
     -----
     The arguments follow ``torch.nn.functional.conv2d``; gradients are those of gpuconv.grad, the
-    same bits at every call.
+    same bits at every call. ``torch.compile`` cannot look inside: in what it compiles, call
+    ``torch.compiler.disable(gpuconv.torch.conv2d)``.
 
     Examples
     --------

@@ -30,6 +30,18 @@ def test_foreign_byte_order_is_read():
     np.testing.assert_array_equal(y, Y)
 
 
+@pytest.mark.parametrize("shape", [(4, 3, 3, 3), (4, 3, 1, 1), (4, 1, 3, 3), (3, 1, 1, 3)])
+@pytest.mark.parametrize("dtype", ["int16", "uint64", "float32"])
+def test_foreign_byte_order_is_written(shape, dtype):
+    x, w = np.abs(X * 10).astype(dtype), np.full(shape, 3, dtype)
+    y = gpuconv.conv2d(x[:, : 3 if shape[1] == 3 else 1], w)
+    out = np.zeros(y.shape, y.dtype.newbyteorder(">"))
+    for _ in range(2):  # also where the call is known from before
+        out[...] = 0
+        assert gpuconv.conv2d(x[:, : 3 if shape[1] == 3 else 1], w, out=out) is out
+        np.testing.assert_array_equal(out, y)
+
+
 def test_read_only_operands_are_fine():
     x = X.copy()
     x.flags.writeable = False
@@ -72,6 +84,15 @@ class TestTorch:
         x = self.torch.from_numpy(X).contiguous(memory_format=self.torch.channels_last)
         y = gpuconv.conv2d(x, self.torch.from_numpy(W))
         assert y.is_contiguous(memory_format=self.torch.channels_last)
+
+    @pytest.mark.parametrize("shape", [(2, 1, 4, 5), (2, 3, 1, 1), (1, 1, 4, 5)])
+    def test_one_channel_or_pixel_in_torchs_memory_formats(self, shape):
+        torch = self.torch
+        w = torch.ones(4, shape[1], 1, 1)
+        for memory_format in (torch.contiguous_format, torch.channels_last):
+            x = torch.empty(shape, memory_format=memory_format).fill_(1)
+            theirs = torch.nn.functional.conv2d(x, w, padding=1)
+            assert gpuconv.conv2d(x, w, padding=1).stride() == theirs.stride()
 
     def test_a_gradient_is_not_lost_silently(self):
         x = self.torch.from_numpy(X.copy()).requires_grad_()

@@ -37,6 +37,12 @@ def test_importing_loads_no_optional_library():
     assert loaded.strip() == "[]"
 
 
+@pytest.mark.parametrize("given", [[], "auto", (1, 3, 8, 8)])
+def test_warmup_takes_plans(given):
+    with pytest.raises(TypeError, match=f"warmup: .* got a {type(given).__name__}; gpuconv.plan_"):
+        gpuconv.warmup(given)
+
+
 def test_a_numpy_call_loads_no_foreign_library():
     loaded = run(
         """

@@ -6,6 +6,7 @@ import doctest
 import importlib
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -155,6 +156,62 @@ def test_jax_gradients(ndim, x_shape, w_shape, options):
     h = 1e-2
     steps = [jax.grad(loss, argnums=1)(x, w + s * h * v, b) for s in (1, -1)]
     np.testing.assert_allclose(along(v), (steps[0] - steps[1]) / (2 * h), rtol=0.05, atol=0.5)
+
+
+def by_lax(jax, x, w):
+    """``conv2d(x, w, stride=(2, 1), padding=((1, 0), (0, 2)), dilation=(1, 2), groups=2)``."""
+    return jax.lax.conv_general_dilated(
+        x, w, (2, 1), ((1, 0), (0, 2)), rhs_dilation=(1, 2), feature_group_count=2
+    )
+
+
+@pytest.mark.parametrize("transform", ["as written", "jit"])
+def test_jax_transformations_follow_lax(transform):
+    jax = pytest.importorskip("jax")
+    import gpuconv.jax as bridge
+
+    def close(ours, theirs):
+        for a, b in zip(*map(jax.tree.leaves, (ours, theirs)), strict=True):
+            assert isinstance(a, jax.Array)
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+    def conv(x, w):
+        options = {"stride": (2, 1), "padding": ((1, 0), (0, 2)), "dilation": (1, 2), "groups": 2}
+        return bridge.conv2d(x, w, **options)
+
+    ours, theirs = jax.jit(conv) if transform == "jit" else conv, partial(by_lax, jax)
+    shapes = (2, 2, 4, 4), (2, 1, 2, 2)
+    x, w = (data(*s, dtype="float32", seed=i) for i, s in enumerate(shapes))
+    to_x, to_w = (data(*s, dtype="float32", seed=5 + i) for i, s in enumerate(shapes))
+    close(jax.jvp(ours, (x, w), (to_x, to_w)), jax.jvp(theirs, (x, w), (to_x, to_w)))
+    close(*(jax.linearize(f, x, w)[1](to_x, to_w) for f in (ours, theirs)))
+    dy = data(*theirs(x, w).shape, dtype="float32", seed=9)
+    close(*(jax.linear_transpose(lambda x, f=f: f(x, w), x)(dy) for f in (ours, theirs)))
+
+    xs, ws = np.stack([x, to_x, x]), np.stack([w, to_w, to_w])
+    close(*(jax.vmap(f, (1, None))(np.moveaxis(xs, 0, 1), w) for f in (ours, theirs)))
+    close(*(jax.vmap(f, (None, 0))(x, ws) for f in (ours, theirs)))
+    close(*(jax.vmap(f, (0, 4), 2)(xs, np.moveaxis(ws, 0, 4)) for f in (ours, theirs)))
+
+    losses = [lambda x, w, f=f: jax.numpy.sin(f(x, w)).sum() for f in (ours, theirs)]
+    close(*(jax.vmap(jax.grad(f, (0, 1)))(xs, ws) for f in losses))
+    close(*(jax.hessian(f, 1)(x, w) for f in losses))
+    close(*(jax.jacrev(jax.grad(f), 1)(x, w) for f in losses))
+    close(*(jax.jacfwd(jax.checkpoint(f), (0, 1))(x, w) for f in losses))
+
+
+def test_jax_vmap_of_images_is_a_batch(monkeypatch):
+    jax = pytest.importorskip("jax")
+    import gpuconv.jax as bridge
+
+    shapes = []
+    conv = gpuconv.conv2d
+    monkeypatch.setattr(gpuconv, "conv2d", lambda x, w, **o: shapes.append(x.shape) or conv(x, w))
+    x, w = (data(*s, dtype="float32") for s in ((5, 3, 2, 6, 6), (4, 2, 3, 3)))
+    y = jax.vmap(jax.vmap(lambda x: bridge.conv2d(x, w)))(x)
+    np.testing.assert_array_equal(y, conv(x.reshape(15, 2, 6, 6), w).reshape(5, 3, 4, 4, 4))
+    assert shapes == [(15, 2, 6, 6)]
+    assert jax.vmap(lambda x: bridge.conv2d(x, w))(x[:0]).shape == (0, 3, 4, 4, 4)
 
 
 def test_jax_complex_gradients_follow_jax():

@@ -446,6 +446,20 @@ def test_a_folder_and_a_file(run: Run) -> None:
     assert sorted(os.listdir("out/new")) == ["a-emboss.png", "b-emboss.png", "d-emboss.png"]
 
 
+def test_one_picture_is_no_place_for_several(run: Run) -> None:
+    for name in ("a.png", "b.png"):
+        Image.fromarray(picture((9, 9))).save(name)
+    words = ("filter", "a.png", "b.png", "-k", "box", "-o")
+    one_error(
+        run(*words, "c.png"), 2, "'c.png' is one picture, for 2 results; a folder, or 'c.png/'"
+    )
+    assert sorted(os.listdir()) == ["a.png", "b.png"]
+    assert run(*words, "c.png/").status == 0
+    assert run(*words, "c.png").status == 0  # it is a folder now
+    assert run(*words, "v1.2").status == 0
+    assert sorted(os.listdir("c.png")) == sorted(os.listdir("v1.2")) == ["a-box.png", "b-box.png"]
+
+
 def test_others_go_on_where_one_fails(run: Run) -> None:
     Image.fromarray(picture((9, 9))).save("a.png")
     Image.fromarray(picture((9, 9))).save("c.png")
@@ -816,3 +830,25 @@ def test_a_reader_that_goes_away() -> None:
     os.close(writer)
     assert done.stderr == b""
     assert done.returncode == 141
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no such device here")
+def test_standard_output_that_is_full() -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = in_a_process("info", stdout=full.fileno())
+    assert done.returncode == 1
+    assert done.stderr == b"gpuconv: error: standard output: No space left on device\n"
+
+
+def test_standard_streams_that_are_closed(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.fromarray(picture((9, 9))).save("a.png")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", None)  # as Python finds it then
+        assert cli.main(["filter", "a.png", "-k", "box"]) == 0
+    assert Path("a-box.png").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", None)
+        assert cli.main(["filter"]) == 2
+    assert capsys.readouterr().out == ""

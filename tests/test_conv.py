@@ -147,6 +147,28 @@ def test_channels_last_memory_under_a_channels_first_shape_is_kept():
     assert y.transpose(0, 3, 1, 2).flags.c_contiguous
 
 
+@pytest.mark.parametrize(("channels", "pixels"), [(1, (8, 9)), (3, (1, 1)), (1, (1, 1))])
+def test_strides_of_extents_of_one_tell_the_memory_order(channels, pixels):
+    w = rand(4, channels, 1, 1)
+    first, last = rand(2, channels, *pixels), rand(2, *pixels, channels)
+
+    def runs_last(x, **options):
+        y = gpuconv.conv2d(x, w, padding=1, **options)  # 4 channels, 3x3 pixels and more
+        return y.strides[1 if options.get("layout") != "NHWC" else 3] == y.itemsize
+
+    alike = channels == 1 == pixels[0]  # a stride of 1 each: nothing tells
+    assert not runs_last(first)
+    assert runs_last(last, layout="NHWC")
+    assert runs_last(last.transpose(0, 3, 1, 2)) is not alike
+    assert runs_last(first.transpose(0, 2, 3, 1), layout="NHWC") is alike
+    if channels == 1:
+        assert not runs_last(first[:, 0][:, None])  # NumPy's new axes have a stride of 0
+        assert not runs_last(np.broadcast_to(rand(3, *pixels), (2, 3, *pixels))[:, :1])
+        assert runs_last(last[..., 0][..., None], layout="NHWC")
+        assert runs_last(rand(2, *pixels, 3)[..., :1].transpose(0, 3, 1, 2))
+        assert not runs_last(rand(2, 3, *pixels)[:, :1])
+
+
 def test_unbatched_input_gives_an_unbatched_result():
     x, w = rand(3, 8, 9), rand(4, 3, 3, 3)
     np.testing.assert_array_equal(gpuconv.conv2d(x, w), gpuconv.conv2d(x[None], w)[0])
@@ -312,6 +334,15 @@ def test_a_bias_of_the_wrong_shape_is_refused(shape):
     ):
         gpuconv.conv2d(rand(1, 2, 10, 10), rand(4, 2, 3, 3), np.zeros(shape, np.float32), out=out)
     assert (out == 7).all()
+
+
+def test_an_array_in_place_of_a_shape_is_named():
+    x, w = rand(1, 2, 10, 10), rand(4, 2, 3, 3)
+    with pytest.raises(TypeError, match=r"plan_conv2d: x_shape .* shape \(1, 2, 10, 10\); its .sh"):
+        gpuconv.plan_conv2d(x, w)
+    with pytest.raises(TypeError, match="conv_output_shape: w_shape takes a sequence"):
+        gpuconv.conv_output_shape(np.array(x.shape), w)
+    assert gpuconv.conv_output_shape(np.array(x.shape), np.array(w.shape)) == (1, 4, 8, 8)
 
 
 def test_an_algorithm_that_cannot_serve_says_why():
