@@ -9,57 +9,83 @@ correlation, whose first n - R + 1 elements do not wrap; channels are summed as 
 Tiles are sized for the caches and for few wasted elements; the filters' spectra are computed once
 per call, for as many output channels at a time as their share of the workspace holds.
 
-Always in float64 or complex128. An FFT's error is relative to a tile's norm, not to each window's:
+An FFT's error is relative to a tile's norms, not to each window's sum S of |x||w|. In float64 or
+complex128 the results y of a tile keep
 
     |y - y_ref| <= E = 8 log2(n) eps(float64) * sum over c of |x[c] tile|_2 |w[c]|_2
 
 A float32 result of magnitude |y| > E / (8 eps(float32)) is thereby within the direct sum's own
 bound. The few others are not trusted: windows of zeros give zero, the rest are summed tap by tap.
-So float32 and narrower results keep the direct sum's bound, element by element, whatever the data.
 In float64 and complex128 nearly all results would be distrusted; there the bound is E, and "auto"
 does not choose it. Sums of integers are rounded to integers where E < 1/4, else left to
 ``filter2d``. A tile with a NaN or Inf spoils its whole result, which is then summed tap by tap.
+
+Planes of float32 and narrower are first transformed in float32, in half the time. With the root
+mean squares X and Y of a tile's elements and results, and u = eps(float32) / 2, errors are under
+
+    24 u (|w|_2 X + Y) + 3 u |w|_1 X
+
+which is 1.5 times the largest that random, smooth, oscillating, and uneven data were seen to have.
+Where ``magnitudes`` shows it to be within ERROR_CONSTANT times the direct sum's bound in every
+window, the results stand. What is left (windows nearly of zeros, or much darker than their tile;
+NaN, Inf) is transformed in float64. So float32 and narrower results keep that bound element by
+element, not by a tile's norm.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from bisect import bisect_left
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 
 from gpuconv.arrays import HostArray
-from gpuconv.numpy_backend import filter2d, planes, separable
+from gpuconv.numpy_backend import filter2d, magnitudes, planes, separable
 from gpuconv.numpy_backend.device import WORKSPACE_CAP, Cpu
-from gpuconv.numpy_backend.planes import Axis
+from gpuconv.numpy_backend.planes import Axis, Scratch
+from gpuconv.numpy_backend.scratch import ALIGN, arena, rounded
 from gpuconv.numpy_backend.workers import run_blocks
 from gpuconv.plan import No, Plan
 from gpuconv.problem import ConvProblem
 
+ERROR_CONSTANT = 16.0  # its error bound over that of the direct sum (c in gpuconv.testing)
+
+_SPREAD, _GATHERED = 24.0, 3.0  # of the error of transforms in float32
+_SOUND = 1e-15, 1e15  # norms between which they neither overflow nor lose bits to underflow
+_FEW = 120  # elements of x that a corner's windows need for it, or it is left to float64
 _CACHED = 5 << 20  # bytes of a worker's arrays beyond which transforms slow down
+_LINE = 1 << 17  # elements of neighbouring tiles of one axis that are transformed together
 _CALL = 120e-6  # seconds that the calls of a block take
 _MENDING = 1.2  # what looking for results too small to trust, and summing them again, adds
 _BUFFERS = 64 << 10  # bytes that NumPy's own loops take in each worker
-_PASS = 2.5e-9  # seconds per element of a real transform along one axis, there or back
-_LONG = 3  # passes that one along the only axis is worth: it is longer
-_MULTIPLY = 0.6e-9  # and of a product of spectra
+_PASS = {4: 1.2e-9, 8: 1.8e-9}  # seconds per float of a transform along one axis, there or back
+_DOUBLING = 0.12  # how much longer that takes with each doubling of a length
+_SHORT = 1024  # beyond this one
+_VECTOR = 4  # lines that are transformed side by side in one vector,
+_ALONE = 2.0  # and how much longer fewer take
+_MULTIPLY = 0.6e-9  # seconds per element of a product of spectra
+_MOVE = 2.2e-9  # seconds per element to read, judge, and store it
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """Tiles of one class of outputs, and how many channels a block transforms together."""
+    """Tiles of one class of outputs, and how many of them a block transforms together."""
 
     axes: tuple[Axis, Axis, Axis]
     tile: tuple[int, int, int]
+    count: int  # neighbours along the only axis in a block
     outs: int  # output channels per group whose filters' spectra are held at a time
     groups: int  # whose filters' spectra are held at a time
     together: int  # of those, how many a block has
     seconds: float  # of one image, on one thread
     setup: float  # seconds for the filters' spectra
-    scratch: int  # bytes of one worker
+    kept: int  # bytes of one worker's arrays
+    scratch: int  # and with what its calls allocate
     held: int  # bytes of the filters' spectra
 
     @property
@@ -70,32 +96,41 @@ class Tiling:
             for n, axis in zip(self.tile, self.axes, strict=True)
         )
 
+    @property
+    def step(self) -> tuple[int, ...]:
+        """Outputs from one block to the next."""
+        depth, rows, columns = self.valid
+        return depth, rows, columns * self.count
 
-@lru_cache(maxsize=256)
-def _sizes(limit: int) -> tuple[int, ...]:
-    """The lengths up to `limit` that transform fast."""
-    products = (
-        a << shift for shift in range(limit.bit_length()) for a in (1, 3, 5, 9, 15) if shift > 1
-    )
-    return tuple(sorted(n for n in products if 16 <= n <= limit))
+
+@lru_cache(maxsize=32)
+def _smooth(limit: int) -> tuple[int, ...]:
+    """The lengths up to `limit` without prime factors beyond 5."""
+    powers = [2**a * 3**b * 5**c for a in range(2, 31) for b in range(20) for c in range(14)]
+    return tuple(sorted(n for n in powers if n <= limit))
 
 
 def tile_lengths(axis: Axis) -> list[int]:
-    """Tile lengths worth considering along one axis."""
-    whole = axis.reads(axis.outputs)
+    """Tile lengths worth considering: the shortest for each number of tiles."""
     if axis.filter == axis.outputs == 1:
         return [1]
-    sizes = _sizes(max(64, 4 * whole))
-    enough = next((n for n in sizes if n >= whole), whole)
-    least = 1.15 * axis.filter
-    return [n for n in sizes if least <= n < enough] + [enough]
+    result = []
+    pieces = 1
+    while pieces <= axis.outputs:
+        reads = axis.reads(-(-axis.outputs // pieces))
+        if pieces > 1 and reads < 1.15 * axis.filter:
+            break
+        sizes = _smooth(1 << max(reads.bit_length() + 1, 10))
+        result.append(sizes[bisect_left(sizes, reads)])
+        pieces += max(pieces // 4, 1)
+    return sorted(set(result))
 
 
 @lru_cache(maxsize=1024)
 def tilings(problem: ConvProblem, device: Cpu) -> tuple[Tiling, ...] | No:
     """One per class of the dilation; they do not depend on the batch."""
     limit = problem.workspace_within(WORKSPACE_CAP)
-    limit -= device.threads * _BUFFERS + math.prod(problem.w_shape) * 16
+    limit -= device.threads * _BUFFERS + _filter_bytes(problem)
     result = []
     for axes in planes.classes(problem):
         best: Tiling | None = None
@@ -116,6 +151,17 @@ def _total(tiling: Tiling) -> float:
     return tiling.seconds + tiling.setup
 
 
+def _filter_bytes(problem: ConvProblem) -> int:
+    """Of the filters in the transforms' type, and of what is known of their magnitudes."""
+    return math.prod(problem.w_shape) * 40 + ALIGN
+
+
+def _narrow(problem: ConvProblem) -> bool:
+    """Whether transforms in float32 are tried first."""
+    kind = problem.accumulator
+    return problem.group_in_channels == 1 and not kind.is_exact and kind.eps > 2.0**-52
+
+
 def _tiling(
     problem: ConvProblem,
     device: Cpu,
@@ -124,44 +170,90 @@ def _tiling(
     limit: int,
 ) -> Tiling | None:
     elements = math.prod(tile)
+    parts = 2 if problem.accumulator.is_complex else 1
     spectrum = 16 * math.prod(tile[:2]) * _half(problem, tile[2])
-    real = elements * (16 if problem.accumulator.is_complex else 8)
+    real = elements * 8 * parts
     ins, outs, groups = problem.group_in_channels, problem.group_out_channels, problem.groups
+    valid = [(n - a.filter) // a.stride + 1 for n, a in zip(tile, axes, strict=True)]
+    tiles = [-(-a.outputs // v) for a, v in zip(axes, valid, strict=True)]
+    marks = math.prod(magnitudes.marks_shape(tile, tuple(a.filter for a in axes)))
     # Filters' spectra may take half of the memory. Each worker has a tile, its spectrum, a product
     # and the sums of its output channels; and for a while a copy that a transform makes, or the
     # four arrays of results that are computed again.
     held_limit = limit // 2
     while outs > 1 and outs * ins * spectrum > held_limit:
         outs = -(-outs // 2)
-    while outs > 1 and device.threads * (5 * real + (3 + outs) * spectrum) > limit // 2:
+
+    def kept(count: int) -> int:
+        totals = outs if ins > 1 else 0
+        return count * (real + marks + (2 + totals) * spectrum) + 8 * ALIGN
+
+    def scratch(count: int) -> int:
+        return kept(count) + count * (4 * real + spectrum)
+
+    while outs > 1 and device.threads * scratch(1) > limit // 2:
         outs = -(-outs // 2)
-    one, each = outs * ins * spectrum, 5 * real + (3 + outs) * spectrum
-    if one + device.threads * each > limit:
+    one = outs * ins * spectrum
+    if one + device.threads * scratch(1) > limit:
         return None
+    count = 1
+    if tile[0] == tile[1] == 1:
+        room = (limit - one) // (device.threads * scratch(1))
+        count = max(min(_LINE // tile[2], tiles[2] // device.threads, room), 1)
+        blocks = -(-tiles[2] // count)
+        if count > 1:  # as many for every thread
+            blocks = -(-blocks // device.threads) * device.threads
+        count = -(-tiles[2] // blocks)
+    each = scratch(count)
     held = min(groups, max(min(held_limit, limit - device.threads * each) // one, 1))
     room = (limit - held * one) // (device.threads * each)
     together = max(min(held, (_CACHED // 4) // each, room), 1)
     if groups >= device.threads:
         together = min(together, -(-held // device.threads))
-    valid = [(n - a.filter) // a.stride + 1 for n, a in zip(tile, axes, strict=True)]
-    tiles = math.prod(-(-a.outputs // v) for a, v in zip(axes, valid, strict=True))
-    along = sum(n > 1 for n in tile)
-    passes = (along if along > 1 else _LONG) * (1 + problem.accumulator.is_complex)
-    slow = 1.5 if each * together > _CACHED else 1.0
-    transform = elements * _PASS * slow * passes * max(math.log2(elements), 8) / 16
+    width = 4 if _narrow(problem) else 8
+    used = together * count * (real + 2 * spectrum) * width // 8
+    slow = 1.2 if used > _CACHED else 1.0
+    transform = sum(
+        _pass(width, n, together * count * elements // n) for n in tile if n > 1
+    ) * (elements * parts * slow)  # fmt: skip
     shares = -(-problem.group_out_channels // outs)
-    seconds = (
-        tiles
-        * groups
-        * (
-            shares * ins * transform
-            + problem.group_out_channels * (transform + ins * elements * _MULTIPLY * slow)
-            + shares * _CALL / together
-        )
+    blocks = math.prod(tiles[:2]) * -(-tiles[2] // count)
+    one_block = count * (
+        shares * ins * transform
+        + problem.group_out_channels
+        * (transform + elements * (_MOVE + ins * _MULTIPLY * slow * width / 8) * parts)
     )
-    setup = problem.out_channels * ins * (transform + _CALL / together / 2)
-    scratch = together * each
-    return Tiling(axes, tile, outs, held, together, seconds, setup, scratch, held * one)
+    one_block += shares * _CALL / together
+    if width == 4:  # windows with few elements of x are left to float64
+        one_block *= 1 + 2 * _corners(axes, tiles) / math.prod(tiles)
+    queue = blocks * -(-groups // together)  # an image's last blocks leave threads idle
+    idle = -(-queue // device.threads) * device.threads / queue
+    seconds = blocks * groups * one_block * idle
+    setup = problem.out_channels * ins * (0.7 * transform + _CALL / together / 2)
+    setup *= device.threads / min(device.threads, -(-held // together))
+    return Tiling(
+        axes, tile, count, outs, held, together, seconds, setup,
+        together * kept(count), together * each, held * one,
+    )  # fmt: skip
+
+
+def _pass(width: int, length: int, lines: int) -> float:
+    """Seconds per float of a transform along one axis, of so many lines together."""
+    longer = 1 + _DOUBLING * max(math.log2(length / _SHORT), 0)
+    return _PASS[width] * (longer + (_ALONE if lines < _VECTOR else 0))
+
+
+def _corners(axes: tuple[Axis, Axis, Axis], tiles: list[int]) -> int:
+    """How many tiles have windows that see too little of x to be transformed in float32."""
+    seen, corners = 1, 1
+    for axis, count in zip(axes, tiles, strict=True):
+        first, end = axis.inside
+        least = axis.filter - first
+        last = end - (axis.outputs - 1) * axis.stride
+        seen *= max(min(least, last, axis.filter), 1)
+        edges = (least < axis.filter) + (last < axis.filter)
+        corners *= min(count, edges) if edges else count
+    return corners if seen < _FEW else 0
 
 
 def _half(problem: ConvProblem, length: int) -> int:
@@ -195,7 +287,7 @@ def cost(problem: ConvProblem, device: Cpu) -> float:
     found = _found(problem, device)
     setup = sum(t.setup for t in found)
     total = setup + problem.batch * sum(t.seconds for t in found)
-    if only_by_name(problem) is None:
+    if only_by_name(problem) is None and not _narrow(problem):
         total *= _MENDING
     return total / device.threads + 100e-6
 
@@ -208,7 +300,7 @@ def _found(problem: ConvProblem, device: Cpu) -> tuple[Tiling, ...]:
 
 def workspace(problem: ConvProblem, device: Cpu) -> int:
     own = max(t.held + device.threads * t.scratch for t in _found(problem, device))
-    own += math.prod(problem.w_shape) * 16 + device.threads * _BUFFERS
+    own += _filter_bytes(problem) + device.threads * _BUFFERS
     return max(own, filter2d.workspace(problem, device)) if _has_other(problem, device) else own
 
 
@@ -268,111 +360,255 @@ class _Tiles:
         self.complex = problem.accumulator.is_complex
         self.exact = problem.accumulator.is_exact
         self.axes = [a for a in (0, 1) if tiling.tile[a] > 1] + [2]
-        self.spectrum = (*tiling.tile[:2], _half(problem, tiling.tile[2]))
         self.finite = self.exact or bool(np.isfinite(w).all())
         # The error E of a tile over its norm, and the smallest result that it leaves trustworthy.
         error = 8 * math.log2(max(math.prod(tiling.tile), 2)) * float(np.finfo(np.float64).eps)
         narrow = not self.exact and problem.accumulator.eps > np.finfo(np.float64).eps
         self.trust = error / (8 * problem.accumulator.eps) if narrow else None
         self.norms = np.sqrt(np.square(np.abs(w)).sum(axis=(3, 4, 5)))  # (groups, outs, ins)
-        self.workers: dict[int, _Arrays] = {}
+        self.filters: dict[tuple[int, int], magnitudes.Filters] = {}
+        self.left: list[_Block] = []  # what float32 does not serve
+        self.held: HostArray
+        self.workers: list[Scratch] = []
 
     def run(self) -> None:
         problem, t = self.problem, self.tiling
         images = self.x.shape[0]
         threads = self.threads if t.setup + images * t.seconds > 300e-6 else 1
-        memory = np.empty(t.held // 16, np.complex128)
-        tiles = list(
-            itertools.product(
-                *(range(0, axis.outputs, v) for axis, v in zip(t.axes, t.valid, strict=True))
-            )
+        grid = itertools.product(
+            *(range(0, axis.outputs, n) for axis, n in zip(t.axes, t.step, strict=True))
         )
-        for groups, outs in itertools.product(
-            planes.spans(problem.groups, t.groups), planes.spans(problem.group_out_channels, t.outs)
-        ):
-            shape = groups[1] - groups[0], outs[1] - outs[0], problem.group_in_channels
-            held = memory[: math.prod((*shape, *self.spectrum))].reshape(*shape, *self.spectrum)
-            parts = [
-                (slice(groups[0] + a, groups[0] + b), slice(*outs), held[a:b])
-                for a, b in planes.spans(shape[0], t.together)
-            ]
-            run_blocks(threads, parts, self._transform)
-            blocks = [(n, part, at) for n in range(images) for part in parts for at in tiles]
-            run_blocks(threads, blocks, self._tile)
+        tiles = list(grid)
+        narrow, wide = (np.complex64, np.complex128) if self.complex else (np.float32, np.float64)
+        byte = np.dtype(np.uint8)
+        with arena(rounded(t.held) + threads * rounded(t.kept) + ALIGN) as memory:
+            self.held = memory.take(t.held, byte)
+            self.workers = [Scratch(memory.take(t.kept, byte)) for _ in range(threads)]
+            for groups, outs in itertools.product(
+                planes.spans(problem.groups, t.groups),
+                planes.spans(problem.group_out_channels, t.outs),
+            ):
+                parts = planes.spans(groups[1] - groups[0], t.together)
+                blocks = [(n, part, at) for n in range(images) for part in parts for at in tiles]
+                if _narrow(problem):
+                    self._sweep(np.dtype(narrow), groups[0], slice(*outs), parts, blocks)
+                    blocks, self.left = self.left, []
+                if blocks:
+                    self._sweep(np.dtype(wide), groups[0], slice(*outs), parts, blocks)
 
-    def _arrays(self, worker: int) -> _Arrays:
-        if worker not in self.workers:
-            self.workers[worker] = _Arrays(self.tiling, self.spectrum, self.w.dtype)
-        return self.workers[worker]
+    def _sweep(
+        self,
+        dtype: np.dtype[Any],
+        first: int,
+        outs: slice,
+        parts: list[tuple[int, int]],
+        blocks: list[_Block],
+    ) -> None:
+        """Transform the filters of groups from `first` on, then the blocks, in `dtype`."""
+        t, threads = self.tiling, len(self.workers)
+        shape = (parts[-1][1], outs.stop - outs.start, self.problem.group_in_channels)
+        half = _half(self.problem, t.tile[2])
+        complex_type = np.result_type(dtype, np.complex64)
+        held: HostArray = np.ndarray((*shape, *t.tile[:2], 1, half), complex_type, self.held)
+        sweep = _Sweep(dtype, complex_type, first, outs, held)
+        run_blocks(threads, parts, partial(self._transform, sweep))
+        run_blocks(threads, blocks, partial(self._block, sweep))
 
-    def _transform(self, part: _Part, worker: int) -> None:
-        """The conjugate spectra of some filters."""
-        groups, outs, held = part
-        w = self.w[groups, outs]
-        tile = self._arrays(worker).tile[: len(w)]
+    def _transform(self, sweep: _Sweep, part: tuple[int, int], worker: int) -> None:
+        """The conjugate spectra of some filters, times the elements of a tile."""
+        t = self.tiling
+        w = self.w[sweep.groups(part), sweep.outs]
+        if sweep.narrow:
+            filters = magnitudes.Filters(np.abs(w[:, :, 0]))
+            self.filters[part] = filters
+            # Filled in before several threads ask for them.
+            _ = filters.sums, filters.norms, filters.largest
+        scale = float(math.prod(t.tile) ** 2)  # both operands' spectra are divided
+        depth, rows, columns = w.shape[3:]
+        # NumPy pads what it transforms too, but then takes line by line.
+        taps = np.zeros((len(w), depth, rows, t.tile[2]), sweep.dtype)
         for k, c in np.ndindex(*w.shape[1:3]):
-            tile.fill(0)
-            taps = w[:, k, c]
-            tile[(slice(None), *map(slice, taps.shape[1:]))] = taps.conj()
-            self._forward(tile, held[:, k, c])
-            np.conjugate(held[:, k, c], out=held[:, k, c])
+            held = sweep.held[slice(*part), k, c, :, :, 0]
+            np.multiply(w[:, k, c], scale, out=taps[..., :columns], casting="same_kind")
+            held.fill(0)
+            spectra = held[:, :depth, :rows]
+            if self.complex:  # inverse transforms have the conjugate's sign
+                np.fft.ifft(taps, axis=3, out=spectra)
+            else:
+                np.fft.rfft(taps, axis=3, norm="forward", out=spectra)
+                np.conjugate(spectra, out=spectra)
+            for axis in self.axes[-2::-1]:
+                np.fft.ifft(held, axis=axis + 1, out=held)
 
-    def _forward(self, tile: HostArray, spectrum: HostArray) -> None:
+    # Forward transforms divide by the number of elements too: NumPy's do so in float32, but take
+    # a factor of 1, an integer, for a reason to compute in float64.
+    def _forward(self, tiles: HostArray, spectrum: HostArray) -> None:
         first = np.fft.fft if self.complex else np.fft.rfft
-        first(tile, axis=3, out=spectrum)
+        first(tiles, axis=4, norm="forward", out=spectrum)
         for axis in self.axes[-2::-1]:
-            np.fft.fft(spectrum, axis=axis + 1, out=spectrum)
+            np.fft.fft(spectrum, axis=axis + 1, norm="forward", out=spectrum)
 
-    def _inverse(self, spectrum: HostArray, tile: HostArray) -> None:
+    def _inverse(self, spectrum: HostArray, tiles: HostArray) -> None:
+        """The first elements of the tiles, as many along depth and rows as `tiles` has."""
         for axis in self.axes[:-1]:
             np.fft.ifft(spectrum, axis=axis + 1, out=spectrum)
+        spectrum = spectrum[:, : tiles.shape[1], : tiles.shape[2]]
         if self.complex:
-            np.fft.ifft(spectrum, axis=3, out=tile)
+            np.fft.ifft(spectrum, axis=4, out=tiles)
         else:
-            np.fft.irfft(spectrum, self.tiling.tile[2], axis=3, out=tile)
+            np.fft.irfft(spectrum, self.tiling.tile[2], axis=4, out=tiles)
 
-    def _tile(self, block: tuple[int, _Part, tuple[int, ...]], worker: int) -> None:
-        n, (groups, outs, held), at = block
-        t, a = self.tiling, self._arrays(worker)
+    def _block(self, sweep: _Sweep, block: _Block, worker: int) -> None:
+        n, part, at = block
+        t, scratch = self.tiling, self.workers[worker]
+        groups, outs = sweep.groups(part), sweep.outs
         x = self.x[n : n + 1, groups]
+        stops = tuple(
+            min(p + step, axis.outputs) for p, step, axis in zip(at, t.step, t.axes, strict=True)
+        )
+        outputs = tuple(q - p for p, q in zip(at, stops, strict=True))
         starts = tuple(p * axis.stride for p, axis in zip(at, t.axes, strict=True))
-        count = x.shape[1]
-        tile, spectrum, total = a.tile[:count], a.spectrum[:count], a.total[:count]
-        norms = np.zeros((count, held.shape[1]))
+        count = -(-outputs[2] // t.valid[2])
+        shape = (part[1] - part[0], *t.tile[:2], count)
+        scratch.free()
+        tiles = scratch.take((*shape, t.tile[2]), sweep.dtype)
+        line, windows = self._line(tiles)
+        size = (*shape, sweep.held.shape[-1])
+        spectrum, product = (scratch.take(size, sweep.complex_type) for _ in range(2))
+        held = sweep.held[slice(*part)]
+        total = scratch.take((held.shape[1], *size), product.dtype) if x.shape[2] > 1 else None
+        norms = np.zeros((shape[0], held.shape[1]))
         for c in range(x.shape[2]):
-            planes.read(tile[None], x[:, :, c], t.axes, starts)
-            if self.trust is not None:
-                flat = np.abs(tile).reshape(count, -1) if self.complex else tile.reshape(count, -1)
+            planes.read(line[None], x[:, :, c], t.axes, starts)
+            if sweep.narrow:
+                margin = self._margin(line, windows, spectrum, part, starts, outputs, scratch)
+                if not (margin >= 0).all():
+                    self.left.append(block)
+                    return
+            elif self.trust is not None:
+                flat = (np.abs(line) if self.complex else line).reshape(shape[0], -1)
                 norm = np.sqrt(np.einsum("gi,gi->g", flat, flat))
                 norms += norm[:, None] * self.norms[groups, outs, c]
-            self._forward(tile, spectrum)
-            for k in range(held.shape[1]):
-                if c == 0:
-                    np.multiply(spectrum, held[:, k, c], out=total[:, k])
-                else:
-                    np.multiply(spectrum, held[:, k, c], out=a.product[:count])
-                    total[:, k] += a.product[:count]
-        stops = [min(p + v, axis.outputs) for p, v, axis in zip(at, t.valid, t.axes, strict=True)]
+            self._forward(windows, spectrum)
+            if total is not None:
+                for k in range(held.shape[1]):
+                    if c == 0:
+                        np.multiply(spectrum, held[:, k, c], out=total[k])
+                    else:
+                        np.multiply(spectrum, held[:, k, c], out=product)
+                        total[k] += product
         here = tuple(axis.out(p, q) for axis, p, q in zip(t.axes, at, stops, strict=True))
-        kept = tuple(
-            slice(0, (q - p - 1) * axis.stride + 1, axis.stride)
-            for p, q, axis in zip(at, stops, t.axes, strict=True)
-        )
         for k in range(held.shape[1]):
-            self._inverse(total[:, k], tile)
-            sums = tile[(slice(None), *kept)]
+            if total is not None:
+                product = total[k]
+            else:
+                np.multiply(spectrum, held[:, k, 0], out=product)
+            if sweep.narrow and not (margin[:, k] >= self._spread(product)).all():
+                self.left.append(block)
+                return
+            sums = self._sums(product, tiles, outputs)
             out_k = outs.start + k
-            w = self.w[groups, out_k]
-            least = 0.0 if self.exact else np.abs(sums).min()
-            if not self.finite or np.isnan(least):
-                sums = self._direct(x, w, starts, sums.shape[1:])
-            elif self.trust is not None and least <= self.trust * norms[:, k].max():
-                self._mend(x, w, starts, sums, self.trust * norms[:, k])
-            if self.exact:
-                np.rint(sums, out=sums)
+            if not sweep.narrow:
+                sums = self._checked(sums, x, self.w[groups, out_k], starts, norms[:, k])
             bias = None if self.bias is None else self.bias[groups, out_k]
             out = self.out[(slice(n, n + 1), groups, out_k, *here)]
             planes.store(out, sums[None, :, None], bias, self.exact)
+
+    def _line(self, tiles: HostArray) -> tuple[HostArray, HostArray]:
+        """What neighbouring tiles read, (groups, depth, rows, columns), and the tiles in it."""
+        groups, depth, rows, count, n = tiles.shape
+        step = self.tiling.valid[2] * self.tiling.axes[2].stride
+        length = (count - 1) * step + n
+        line = tiles.reshape(-1)[: groups * depth * rows * length]
+        line = line.reshape(groups, depth, rows, length)
+        strides = (*line.strides[:3], step * line.itemsize, line.itemsize)
+        return line, as_strided(line, tiles.shape, strides)
+
+    def _margin(
+        self,
+        line: HostArray,
+        windows: HostArray,
+        spectrum: HostArray,
+        part: tuple[int, int],
+        starts: tuple[int, ...],
+        outputs: tuple[int, ...],
+        scratch: Scratch,
+    ) -> HostArray:
+        """What the bound leaves to the errors that grow with the results, (groups, outs).
+
+        Negative or NaN: nothing. `spectrum` is overwritten.
+        """
+        t, kind = self.tiling, self.problem.accumulator
+        filters = self.filters[part]
+        shape = windows.shape if t.count > 1 else (len(line), 1, 1, 1, line[0].size)
+        flat = windows if t.count > 1 else line.reshape(shape)
+        norm = np.sqrt(np.vecdot(flat, flat).real.max(axis=(1, 2, 3)) / math.prod(t.tile))
+        least, most = _SOUND
+        sound = (norm > least) & (norm < most)
+        if not sound.all() and line[~sound].any():  # but zeros are sound
+            return np.full(filters.sums.shape, -1.0)
+        real = np.empty(0, line.dtype).real.dtype
+        magnitude = spectrum.reshape(-1).view(real)[: line.size].reshape(line.shape)
+        np.abs(line, out=magnitude)
+        marks = scratch.take(
+            (len(line), *magnitudes.marks_shape(line.shape[1:], filters.magnitudes.shape[2:])),
+            np.dtype(bool),
+        )
+        inside = tuple(
+            (min(max(axis.inside[0] - start, 0), length), min(axis.inside[1] - start, length))
+            for axis, start, length in zip(t.axes, starts, line.shape[1:], strict=True)
+        )
+        last = tuple((n - 1) * axis.stride for n, axis in zip(outputs, t.axes, strict=True))
+        sums = magnitudes.least_sums(magnitude, filters, inside, last, marks)
+        growth = max(math.sqrt(self.problem.reduction + 1), 4.0)
+        allowed = ERROR_CONSTANT * (4 if self.complex else 2) * kind.eps * growth * sums
+        suited = (filters.norms > least) & (filters.norms < most) | (filters.norms == 0)
+        weight = _SPREAD * filters.norms + _GATHERED * filters.sums
+        error = kind.eps / 2 * norm[:, None] * np.where(suited, weight, np.inf)
+        return np.asarray(allowed - error)
+
+    def _spread(self, product: HostArray) -> HostArray:
+        """The part of the error that grows with the results whose spectra these are, (groups,)."""
+        groups, count = len(product), product.shape[3]
+        flat = product.reshape(groups, count, -1)  # several tiles have no rows
+        squares = np.vecdot(flat, flat).real.max(axis=1) * (1 if self.complex else 2)
+        norm = np.sqrt(squares) / math.prod(self.tiling.tile)
+        return np.asarray(_SPREAD * self.problem.accumulator.eps / 2 * norm)
+
+    def _sums(self, product: HostArray, tiles: HostArray, outputs: tuple[int, ...]) -> HostArray:
+        """Transform back, and pick the outputs: (groups, Z, P, Q)."""
+        axes, valid = self.tiling.axes, self.tiling.valid[2]
+        depth, rows = (
+            (n - 1) * axis.stride + 1 for n, axis in zip(outputs, axes[:2], strict=False)
+        )
+        tiles = tiles[:, :depth, :rows]
+        self._inverse(product, tiles)
+        d, h, w = (axis.stride for axis in axes)
+        picked = tiles[:, ::d, ::h, :, : (valid - 1) * w + 1 : w]
+        if picked.shape[3] == 1:
+            return picked[:, :, :, 0, : outputs[2]]
+        # What was transformed is not needed again.
+        sums = product.reshape(-1).view(tiles.dtype)[: picked.size].reshape(picked.shape)
+        np.copyto(sums, picked)
+        return sums.reshape(*picked.shape[:3], -1)[..., : outputs[2]]
+
+    def _checked(
+        self,
+        sums: HostArray,
+        x: HostArray,
+        w: HostArray,
+        starts: tuple[int, ...],
+        norms: HostArray,
+    ) -> HostArray:
+        """The sums, recomputed where the transform's error would show."""
+        least = 0.0 if self.exact else np.abs(sums).min()
+        if not self.finite or np.isnan(least):
+            return self._direct(x, w, starts, sums.shape[1:])
+        if self.trust is not None and least <= self.trust * norms.max():
+            self._mend(x, w, starts, sums, self.trust * norms)
+        if self.exact:
+            np.rint(sums, out=sums)
+        return sums
 
     def _mend(
         self,
@@ -428,15 +664,24 @@ class _Tiles:
         return total[0, :, 0]
 
 
-_Part = tuple[slice, slice, HostArray]  # groups, output channels, their filters' spectra
+# An image, a span of groups among those held, and the first output of the block.
+_Block = tuple[int, tuple[int, int], tuple[int, ...]]
 
 
-class _Arrays:
-    """One worker's scratch memory."""
+@dataclass(frozen=True)
+class _Sweep:
+    """All blocks once, in one type."""
 
-    def __init__(self, tiling: Tiling, spectrum: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        count = tiling.together
-        self.tile = np.empty((count, *tiling.tile), dtype)
-        self.spectrum = np.empty((count, *spectrum), np.complex128)
-        self.product = np.empty((count, *spectrum), np.complex128)
-        self.total = np.empty((count, tiling.outs, *spectrum), np.complex128)
+    dtype: np.dtype[Any]
+    complex_type: np.dtype[Any]
+    first: int  # group whose filters are held
+    outs: slice
+    held: HostArray  # (groups, outs, ins, D, H, 1, W // 2 + 1)
+
+    @property
+    def narrow(self) -> bool:
+        return self.complex_type.itemsize == 8
+
+    def groups(self, part: tuple[int, int]) -> slice:
+        """The groups of a part, among all."""
+        return slice(self.first + part[0], self.first + part[1])
