@@ -18,10 +18,13 @@
 //   3 pixels   NCHW, a 1x1 filter that moves nothing, 16-bit elements: 16 bytes of x, neighbouring
 //              pixels of one channel, copied asynchronously, or twice 8 bytes where planes do not
 //              begin at multiples of 16; ldmatrix turns them
+//   4 halo     NCHW, filters of several taps, TILE_K channels of a tap in each slice: all that the
+//              taps of a tile's pixels read of TILE_K channels is loaded once, one element by one,
+//              and turns into rows of k on its way, as in `gather`. A slice reads other rows of it
 //   Where taps lie is worked out once per slice, by a thread each, into `taps`.
-//   vectors, gather: k = (((c/B*T + t)*R + r)*S + s)*B + c%B    B = tiling.block channels of a tap
-//   packed:          k = ((c*T + t)*R + r)*S + s
-//   pixels:          k = c, as the last two have it there
+//   vectors, gather, halo: k = (((c/B*T + t)*R + r)*S + s)*B + c%B    B = tiling.block channels
+//   packed:                k = ((c*T + t)*R + r)*S + s                      of a tap
+//   pixels:                k = c, as the last two have it there
 // Other strides than those expected are read too, only slower; but by `pixels`.
 //
 // Mapping: a tile is TILE_M x TILE_N sums of one group, over one share ("split") of k. Block b
@@ -69,6 +72,15 @@
 //
 //   The x tile of `pixels` is TILE_K rows of TILE_N pixels, chunk c of row k at c ^ (k % 8).
 //
+//   `halo` has no x tile in its stages, but two buffers behind them: the taps of one channel block
+//   are multiplied from one, while each thread loads its share of the next block, or of the next
+//   tile's first, into the other, some chunks of it during each slice.
+//
+//   stage 0 | stage 1 | ... | buffer 0 | buffer 1 | places | shifts | total
+//
+//   What lies where in a buffer: implicit_gemm_halo.cuh. `places` are each thread's own, of the
+//   pixels that it loads; `shifts` is how the pixels of each tap lie to those of the first.
+//
 //   At the end of a tile each warp has a piece of the stage that was multiplied last, which none
 //   is loaded into yet: 8 rows of y, whose chunks are permuted so that neither the writes of a
 //   fragment nor the reads of a row meet in a bank.
@@ -78,7 +90,7 @@
 //   ACC_T               float32; float64 for float64
 //   PRODUCTS            1, or 3 for float32 in three products
 //   INDEX_T             int32, or int64 where an array spans 2^31 elements or more
-//   LOAD                0, 1, 2 or 3, see above
+//   LOAD                0, 1, 2, 3 or 4, see above
 //   CHANNELS_LAST       0 or 1, see above
 //   TILE_M, TILE_N      multiples of WARP_M and WARP_N; whole loads of the block; of 64 for
 //                       TILE_N of `pixels`
@@ -131,6 +143,7 @@
 
 #include "boundary.cuh"
 #include "implicit_gemm.cuh"
+#include "implicit_gemm_halo.cuh"
 #include "indexing.cuh"
 #include "problem.cuh"
 #include "ptx.cuh"
@@ -144,16 +157,19 @@ static_assert(Same<ACC_T, float64>::value ? Same<X_T, float64>::value
               "ACC_T: float64 for float64, else float32");
 static_assert(PRODUCTS == 1 || (PRODUCTS == 3 && Same<X_T, float32>::value),
               "PRODUCTS: 1, or 3 for float32");
-static_assert(LOAD >= 0 && LOAD <= 3, "LOAD: 0 (vectors), 1 (gather), 2 (packed) or 3 (pixels)");
+static_assert(LOAD >= 0 && LOAD <= 4,
+              "LOAD: 0 (vectors), 1 (gather), 2 (packed), 3 (pixels) or 4 (halo)");
 static_assert(CHANNELS_LAST == 0 || CHANNELS_LAST == 1, "CHANNELS_LAST: 0 or 1");
 static_assert(LOAD != 3 || (sizeof(X_T) == 2 && !CHANNELS_LAST),
               "LOAD: 3 (pixels) for 16-bit elements in planes");
+static_assert(LOAD != 4 || (sizeof(X_T) <= 4 && sizeof(INDEX_T) == 4 && !CHANNELS_LAST),
+              "LOAD: 4 (halo) for elements of 2 or 4 bytes in planes, INDEX_T int32");
 static_assert(STAGES >= 2 && STAGES <= 5, "STAGES: 2 to 5");
 
-constexpr bool VECTORS = LOAD == 0, PACKED = LOAD == 2, PIXELS = LOAD == 3;
+constexpr bool VECTORS = LOAD == 0, PACKED = LOAD == 2, PIXELS = LOAD == 3, HALO = LOAD == 4;
 constexpr bool STAGED = LOAD == 1 || PACKED;  // x goes through registers
 constexpr int CHUNK = 16 / sizeof(X_T);
-constexpr int CHUNKS = 4;  // of a row of a tile
+constexpr int CHUNKS = HALO_CHUNKS;  // of a row of a tile
 constexpr int TILE_K = CHUNK * CHUNKS;
 constexpr int STEP_CHUNKS = sizeof(X_T) == 8 ? 4 : 2;  // of a row, that a product takes at once
 constexpr int STEPS = CHUNKS / STEP_CHUNKS;
@@ -167,10 +183,13 @@ constexpr int SUMS = ROWS * COLUMNS / 32;  // of a thread
 
 constexpr int LOAD_ROWS = BLOCK / CHUNKS;  // rows of chunks that the block copies at once
 constexpr int W_LOADS = TILE_M / LOAD_ROWS;
-constexpr int X_LOADS = TILE_N * CHUNKS / BLOCK;
+constexpr int X_LOADS = HALO ? 3 : TILE_N * CHUNKS / BLOCK;  // halo: during a slice, at most
 constexpr int TAPS = PACKED ? TILE_K : CHUNKS;  // of a slice
 constexpr int X_PIXELS = VECTORS ? X_LOADS : PIXELS ? 2 : 1;  // of a thread
-constexpr int X_TILE = TILE_N * CHUNKS, STAGE = X_TILE + TILE_M * CHUNKS;  // chunks
+constexpr int X_TILE = HALO ? 0 : TILE_N * CHUNKS;  // chunks, as these are:
+constexpr int STORE_ROOM = BLOCK / 32 * 8 * COLUMNS * (int)sizeof(ACC_T) / 16;  // at the end
+constexpr int LOAD_ROOM = X_TILE + TILE_M * CHUNKS;
+constexpr int STAGE = HALO && STORE_ROOM > LOAD_ROOM ? STORE_ROOM : LOAD_ROOM;
 constexpr int PIXEL_CHUNKS = TILE_N / CHUNK;  // pixels: of a row
 constexpr int PIXEL_ROWS = BLOCK / PIXEL_CHUNKS;  // that the block copies at once
 
@@ -178,7 +197,7 @@ static_assert(WARP_M % 16 == 0 && WARP_N % 16 == 0 && COLUMNS % 32 == 0 && COLUM
               "WARP_M, WARP_N: whole products, and columns for whole warps at the end");
 static_assert(TILE_M % WARP_M == 0 && TILE_N % WARP_N == 0 && BLOCK <= 1024,
               "TILE_M, TILE_N: whole warps");
-static_assert(TILE_M % LOAD_ROWS == 0 && TILE_N % LOAD_ROWS == 0,
+static_assert(TILE_M % LOAD_ROWS == 0 && (HALO || TILE_N % LOAD_ROWS == 0),
               "TILE_M, TILE_N: the copies divide evenly among the threads");
 static_assert(!STAGED || (BLOCK % TILE_N == 0 && CHUNKS % (BLOCK / TILE_N) == 0),
               "TILE_N: a thread of `gather` and `packed` has one pixel");
@@ -186,7 +205,7 @@ static_assert(!PIXELS || (BLOCK % PIXEL_CHUNKS == 0 && TILE_K % PIXEL_ROWS == 0)
               "TILE_N: a thread of `pixels` has the same ones in every row");
 static_assert(!PIXELS || PIXEL_CHUNKS % 8 == 0, "TILE_N: whole eights of chunks, for `pixels`");
 static_assert(BLOCK >= TAPS, "TILE_M, TILE_N: a thread for each tap");
-static_assert(BLOCK / 32 * 8 * COLUMNS * (int)sizeof(ACC_T) <= STAGE * 16,
+static_assert(STORE_ROOM <= STAGE,
               "TILE_M, TILE_N: room in a stage for the rows of all warps at the end");
 
 // Blocks of a multiprocessor that the registers are shared among, as few as the sums need (and the
@@ -206,7 +225,7 @@ struct Tiling {
     Divisor pixel_tiles;
     Divisor bands;         // of all channel tiles of a group
     Divisor groups;
-    Divisor block;         // vectors, gather: channels of one tap that follow each other in k
+    Divisor block;         // vectors, gather, halo: channels of one tap that follow each other in k
     int64 split_stride;    // elements of `partial` from one split's sums to the next's
     int32 tiles;           // of all
     int32 depth;           // k's
@@ -218,8 +237,9 @@ struct Tiling {
                            // bytes along w can be, else 8
     int32 y_vector;        // whether 16 bytes of y along the columns can be written
     int32 partial_vector;  // the same of `partial`
+    Halo halo;             // halo: how a buffer is laid out
 };
-static_assert(sizeof(Tiling) == 128, "implicit_gemm_mma.TILING mirrors this");
+static_assert(sizeof(Tiling) == 264, "implicit_gemm_mma.TILING mirrors this");
 
 // Where a tile begins.
 struct Origin {
@@ -269,6 +289,22 @@ struct Fragment<float64> {
     float64 element[2][2];  // [row or column g, g + 8][k]
 };
 
+// Each lane passes one row of the four matrices; elements of tf32 are rounded.
+template <class T>
+__device__ __forceinline__ void load_matrices(Fragment<T>& f, const int4* row) {
+    if constexpr (sizeof(T) <= 4) ldmatrix_x4(f.word, row);
+#if PTX_HAS_SM80
+    if constexpr (Same<T, float32>::value) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const float32 value = __uint_as_float(f.word[i]);
+            f.word[i] = cvt_rna_tf32(value);
+            if (PRODUCTS == 3) f.rest[i] = cvt_rna_tf32(value - __uint_as_float(f.word[i]));
+        }
+    }
+#endif
+}
+
 // `rows` is the first of 16 rows of a tile. The left operand takes its four 8x8 matrices down its
 // rows first, the two right operands each along k first.
 template <bool LEFT, class T>
@@ -286,17 +322,7 @@ __device__ __forceinline__ void load_fragment(Fragment<T>& f, const int4* rows, 
     } else {
         const int row = LEFT ? lane % 16 : lane / 16 * 8 + lane % 8;
         const int chunk = LEFT ? lane / 16 : lane / 8 % 2;
-        ldmatrix_x4(f.word, rows + place(row, STEP_CHUNKS * step + chunk));
-#if PTX_HAS_SM80
-        if constexpr (Same<T, float32>::value) {
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                const float32 value = __uint_as_float(f.word[i]);
-                f.word[i] = cvt_rna_tf32(value);
-                if (PRODUCTS == 3) f.rest[i] = cvt_rna_tf32(value - __uint_as_float(f.word[i]));
-            }
-        }
-#endif
+        load_matrices(f, rows + place(row, STEP_CHUNKS * step + chunk));
     }
 }
 
@@ -488,6 +514,7 @@ implicit_gemm_mma(const X_T* __restrict__ x, const W_T* __restrict__ w,
         end_slice = next_slice + slices_of(at.split);
 #pragma unroll
         for (int i = 0; i < W_LOADS; ++i) w_row[i] = row_of_w(at, i);
+        if (HALO) return;
 #pragma unroll
         for (int i = 0; i < X_PIXELS; ++i) pixel[i] = pixel_of_x(at, i);
     };
@@ -508,7 +535,7 @@ implicit_gemm_mma(const X_T* __restrict__ x, const W_T* __restrict__ w,
             tap.w = s * (Index)p.dilation[AXIS_W];
             tap.offset = c * (Index)p.x_strides[1] + tap.d * (Index)p.x_strides[2] +
                          tap.h * (Index)p.x_strides[3] + tap.w * (Index)p.x_strides[4];
-            taps[slot][thread] = tap;
+            if (!HALO) taps[slot][thread] = tap;
             w_taps[slot][thread] = c * (Index)p.w_strides[1] + t * (Index)p.w_strides[2] +
                                    r * (Index)p.w_strides[3] + s * (Index)p.w_strides[4];
         }
@@ -609,7 +636,7 @@ implicit_gemm_mma(const X_T* __restrict__ x, const W_T* __restrict__ w,
     };
 
     // ---- global memory -> registers -> a stage: x where it is not copied
-    constexpr int LOADED = STAGED ? X_LOADS : 1;
+    constexpr int LOADED = STAGED || HALO ? X_LOADS : 1;
     constexpr int CHUNK_STEP = STAGED ? BLOCK / TILE_N : 1;
     const int x_row = thread % TILE_N, x_chunk = thread / TILE_N;
     X_T loaded[LOADED][CHUNK];
@@ -661,6 +688,85 @@ implicit_gemm_mma(const X_T* __restrict__ x, const W_T* __restrict__ w,
 #endif
     };
 
+    // ---- the same of `halo`: a channel block of a tile -> a buffer, chunk by chunk
+    const Halo& halo = tiling.halo;
+    int4* const buffers = stages + STAGES * STAGE;
+    Place* const places =
+        reinterpret_cast<Place*>(buffers + 2 * CHUNKS * halo.buffer) + thread;
+    Shift* const shifts = reinterpret_cast<Shift*>(places - thread + halo.places * BLOCK);
+    // What is loaded next, its first channel, and the slices of its tile from there on.
+    int halo_tile = blockIdx.x, halo_channel = 0, halo_slices = 0;
+    const auto find_places = [&](const Origin& origin) {
+        const Start start = start_of((int)origin.pixel, halo, p);
+        const Start last = start_of(min((int)origin.pixel + TILE_N, (int)pixels) - 1, halo, p);
+        const int columns = (int)halo.line.value;
+        const int end = (last.line + halo.last_line) * columns + last.column + halo.last_column;
+        const int first = first_of(start, halo);
+        const int group = origin.group * group_in * (int)p.x_strides[1];
+        // Eight neighbouring threads are in one line: their writes do not meet in a bank.
+        int n = start.line * columns + (start.column & ~7) + thread;
+#pragma unroll 1
+        for (int i = 0; i < halo.places; ++i, n += BLOCK) {
+            Place place = {0, -1};
+            if (n <= end) place = place_of(n, first, group, halo, p);
+            places[i * BLOCK] = place;
+        }
+    };
+    const auto begin_halo = [&] {
+        const Origin at = origin_of(halo_tile);
+        halo_channel = at.split * halo.split_channels;
+        halo_slices = slices_of(at.split);
+        find_places(at);
+    };
+    const auto next_halo = [&] {
+        halo_channel += TILE_K;
+        halo_slices -= halo.taps;
+        if (halo_slices > 0) return;
+        halo_tile += gridDim.x;
+        if (halo_tile < tiling.tiles) begin_halo();
+    };
+    const auto load_halo = [&](int number, X_T(&chunk)[CHUNK]) {
+        const Place place = places[number / CHUNKS * BLOCK];
+        if (place.to < 0 || !(place.to & 1)) return;
+        const int c = halo_channel + number % CHUNKS * CHUNK;
+        // A chain of sums in bytes takes fewer instructions than an offset for each.
+        const int64 step = p.x_strides[1] * (int64)sizeof(X_T);
+        const char* from =
+            reinterpret_cast<const char*>(x + (place.at + c * (int)p.x_strides[1]));
+#pragma unroll
+        for (int e = 0; e < CHUNK; ++e, from += step) {
+            chunk[e] = *reinterpret_cast<const X_T*>(from);
+        }
+    };
+    const auto store_halo = [&](int number, const X_T(&from)[CHUNK], int4* buffer) {
+        const Place place = places[number / CHUNKS * BLOCK];
+        if (place.to < 0) return;
+        Loaded chunk;
+#pragma unroll
+        for (int e = 0; e < CHUNK; ++e) chunk.element[e] = from[e];
+        int4 words = *reinterpret_cast<const int4*>(&chunk);
+        if (!(place.to & 1)) words = make_int4(0, 0, 0, 0);
+        buffer[place.to / 2 ^ number % CHUNKS] = words;
+    };
+    // Whether there is an i-th chunk to load during a tap's slice.
+    const auto loads_halo = [&](int tap, int i) {
+        return halo_tile < tiling.tiles && i < halo.loads &&
+               tap * halo.loads + i < CHUNKS * halo.places;
+    };
+    const auto begin_halos = [&] {
+        for (int i = thread; i < halo.taps; i += BLOCK) shifts[i] = shift_of(i, halo, p);
+        begin_halo();
+#pragma unroll 1
+        for (int i = 0; i < halo.places; ++i) {
+            X_T chunks[CHUNKS][CHUNK];  // all under way
+#pragma unroll
+            for (int c = 0; c < CHUNKS; ++c) load_halo(i * CHUNKS + c, chunks[c]);
+#pragma unroll
+            for (int c = 0; c < CHUNKS; ++c) store_halo(i * CHUNKS + c, chunks[c], buffers);
+        }
+        next_halo();
+    };
+
     // ---- the sums of this warp
     const int warp_m = warp % WARPS_M * WARP_M, warp_n = warp / WARPS_M * WARP_N;
     const int m_at = X_TILE + warp_m * CHUNKS, n_at = warp_n * CHUNKS;
@@ -672,9 +778,23 @@ implicit_gemm_mma(const X_T* __restrict__ x, const W_T* __restrict__ w,
             sum[i / 4 / (2 * COLUMN_PAIRS)][i / 4 % (2 * COLUMN_PAIRS)][i % 4] = zero<ACC_T>();
         }
     };
-    clear();
-    const auto multiply_slice = [&](const int4* stage) {
+    // halo: where a lane's row of a fragment lies in a buffer under tap (0, 0, 0), in chunks.
+    int row_at[HALO ? COLUMN_PAIRS : 1];
+    const auto find_rows = [&](int number) {
+        const int first_pixel = (int)origin_of(number).pixel;
+        const int first = first_of(start_of(first_pixel, halo, p), halo);
+#pragma unroll
+        for (int j = 0; j < COLUMN_PAIRS; ++j) {
+            // Pixels past the end read where the last one does, if not what: nobody stores their
+            // sums.
+            const int n = first_pixel + warp_n + 16 * j + lane / 16 * 8 + lane % 8;
+            const Start start = start_of(min(n, (int)pixels - 1), halo, p);
+            row_at[HALO ? j : 0] = (start.line * halo.pitch + start.column - first) * CHUNKS;
+        }
+    };
+    const auto multiply_slice = [&](const int4* stage, const int4* buffer, int tap) {
         Fragment<X_T> a[2][ROW_BLOCKS], b[2][COLUMN_PAIRS];
+        const Shift shift = HALO ? shifts[tap] : Shift();
         const auto load_step = [&](int step) {
 #pragma unroll
             for (int i = 0; i < ROW_BLOCKS; ++i) {
@@ -682,7 +802,11 @@ implicit_gemm_mma(const X_T* __restrict__ x, const W_T* __restrict__ w,
             }
 #pragma unroll
             for (int j = 0; j < COLUMN_PAIRS; ++j) {
-                if (PIXELS) {
+                if (HALO) {
+                    const int chunk = STEP_CHUNKS * step + lane / 8 % 2;
+                    load_matrices(b[step & 1][j],
+                                  buffer + halo_chunk(row_at[HALO ? j : 0], lane, chunk, shift));
+                } else if (PIXELS) {
                     load_pixels(b[step & 1][j], stage, (warp_n + 16 * j) / CHUNK, step, lane);
                 } else {
                     load_fragment<false>(b[step & 1][j], stage + columns_at + j * 16 * CHUNKS,
@@ -690,6 +814,9 @@ implicit_gemm_mma(const X_T* __restrict__ x, const W_T* __restrict__ w,
                 }
             }
         };
+        // Loads that some lanes have and others not may have parted the warp, which ldmatrix and
+        // mma take whole.
+        __syncwarp();
         load_step(0);
 #pragma unroll
         for (int step = 0; step < STEPS; ++step) {
@@ -704,7 +831,8 @@ implicit_gemm_mma(const X_T* __restrict__ x, const W_T* __restrict__ w,
         }
     };
     // The sums of the parts so far, each thread's own, where a block computes several.
-    ACC_T* const total = reinterpret_cast<ACC_T*>(stages + STAGES * STAGE) + thread;
+    ACC_T* const total =
+        reinterpret_cast<ACC_T*>(buffers + (HALO ? halo.bytes / 16 : 0)) + thread;
     const auto add_part = [&](bool first) {
 #pragma unroll
         for (int i = 0; i < SUMS; ++i) {
@@ -755,6 +883,11 @@ implicit_gemm_mma(const X_T* __restrict__ x, const W_T* __restrict__ w,
     int count = slices_of(origin_of(tile).split);
     int part_end = tiling.part_slices;
     int multiplied = 0, filled = 0;  // the stages of the slice to multiply and of the one to load
+    int tap = 0;
+    int4 *buffer = buffers, *other = buffers + CHUNKS * halo.buffer;
+    if (HALO) begin_halos();
+    if (HALO) find_rows(tile);
+    clear();
     begin_tile();
     find_taps(next_slice, 0);
 #pragma unroll 1
@@ -781,7 +914,26 @@ implicit_gemm_mma(const X_T* __restrict__ x, const W_T* __restrict__ w,
             continue;
         }
         int4* const stage = stages + multiplied * STAGE;
-        multiply_slice(stage);
+        if (HALO) {
+#pragma unroll
+            for (int i = 0; i < LOADED; ++i) {
+                if (loads_halo(tap, i)) load_halo(tap * halo.loads + i, loaded[i]);
+            }
+        }
+        multiply_slice(stage, buffer, tap);
+        if (HALO) {
+#pragma unroll
+            for (int i = 0; i < LOADED; ++i) {
+                if (loads_halo(tap, i)) store_halo(tap * halo.loads + i, loaded[i], other);
+            }
+            if (++tap == halo.taps) {
+                tap = 0;
+                int4* const next = other;
+                other = buffer;
+                buffer = next;
+                next_halo();
+            }
+        }
         if (loading) store_slice(to);
         multiplied = multiplied + 1 == STAGES ? 0 : multiplied + 1;
         const bool last = ++slice == count;
@@ -798,5 +950,6 @@ implicit_gemm_mma(const X_T* __restrict__ x, const W_T* __restrict__ w,
         slice = 0;
         count = slices_of(origin_of(tile).split);
         part_end = tiling.part_slices;
+        if (HALO && tile < tiling.tiles) find_rows(tile);
     }
 }

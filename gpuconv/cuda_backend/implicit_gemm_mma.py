@@ -47,6 +47,27 @@ from gpuconv.dtypes import DType
 from gpuconv.plan import No, Plan
 from gpuconv.problem import ConvProblem
 
+HALO_LAYOUT = np.dtype(
+    [
+        ("line", DIVISOR),
+        ("phases", DIVISOR),
+        ("rows", DIVISOR),
+        ("planes", DIVISOR),
+        ("row_stride", DIVISOR),
+        ("plane_stride", DIVISOR),
+        ("taps", np.int32),
+        ("columns", np.int32),
+        ("pitch", np.int32),
+        ("buffer", np.int32),
+        ("last_line", np.int32),
+        ("last_column", np.int32),
+        ("places", np.int32),
+        ("loads", np.int32),
+        ("bytes", np.int32),
+        ("split_channels", np.int32),
+    ],
+    align=True,
+)
 TILING = np.dtype(
     [
         ("band", DIVISOR),
@@ -64,11 +85,14 @@ TILING = np.dtype(
         ("x_vector", np.int32),
         ("y_vector", np.int32),
         ("partial_vector", np.int32),
+        ("halo", HALO_LAYOUT),
     ],
     align=True,
 )
-VECTORS, GATHER, PACKED, PIXELS = range(4)  # LOAD: how x is loaded
+VECTORS, GATHER, PACKED, PIXELS, HALO = range(5)  # LOAD: how x is loaded
 _ROW_BYTES = 64  # of a slice of k
+_HALO_SIZES = (2, 4)  # of elements, in bytes
+_HALO_LOADS = 3  # chunks that a thread can have under way during a slice
 
 
 @dataclass(frozen=True)
@@ -100,12 +124,19 @@ MEDIUM_8 = Tile(64, 128, 32, 32, 4, efficiency=0.7)  # each thread loads fewer e
 NARROW = Tile(32, 128, 32, 32, 4, efficiency=0.6)
 SMALL = Tile(64, 64, 32, 32, 4, efficiency=0.6)
 
-# Elements of x that a multiprocessor loads one by one in a cycle: of `packed`, each with its tap.
-_LOAD_RATE = {VECTORS: math.inf, GATHER: 24, PACKED: 8, PIXELS: math.inf}
+# Instructions that a warp issues, as counted in the machine code of sm_90a and rounded: of a slice,
+# for each of its products, and for each 16 bytes of x that a thread loads element by element; for
+# each pixel of a tile's halo once.
+_SLICE_SLOTS, _PRODUCT_SLOTS = 100, 2.6
+_CHUNK_SLOTS = {VECTORS: 0, GATHER: 67, PACKED: 112, PIXELS: 0, HALO: 62}
+_PLACE_SLOTS = 120
+_WARP_SLOTS = 4  # that a multiprocessor issues in a cycle
+_PRODUCT_SIZE = {2: 16 * 8 * 16, 4: 16 * 8 * 8, 8: 8 * 8 * 4}  # multiply-adds, by element size
 _L2_RATE = 24  # bytes that a multiprocessor gets from L2 in a cycle, while all others do
 _L1_REUSE = 4  # how often x is read from L1 for once from L2, at most
-_SLICE_CYCLES = 200  # of a slice beyond its products: the barrier, addresses
+_SLICE_CYCLES = 200  # of a slice beyond its products and instructions: the barrier, latencies
 _START_CYCLES = 2000  # of a block before its first slice: the launch, the first loads' latency
+_PLACE_CYCLES = 1000  # of a thread's pixel of the first halo: the latency of its loads
 _STORE_CYCLES = 1000  # of a tile after its last slice, while the next tile's first ones are loaded
 _PART_LENGTH = 512  # the shortest part of a sum
 _FEWEST_PARTS, _MOST_PARTS = 3, 8  # two do not pay for a second launch
@@ -132,8 +163,8 @@ def supports(problem: ConvProblem, device: Any) -> bool | No:
 def cost(problem: ConvProblem, device: Any) -> float:
     """Tiles at their share of the tensor cores' rate, or memory where it is slower.
 
-    The multiprocessor with the most tiles, n, takes the longest of: all their products, their loads
-    of single elements, their bytes from L2, each at its full rate; and the ceil(n / blocks that
+    The multiprocessor with the most tiles, n, takes the longest of: all their products, all their
+    instructions, their bytes from L2, each at its full rate; and the ceil(n / blocks that
     fit) tiles of one block, each alone, waiting for its own barriers and stores. Loads run on from
     a block's tile to its next, so that only the first waits for them.
     """
@@ -225,14 +256,17 @@ def _multiply(problem: ConvProblem, device: Any, layout: Layout, partial: Stride
     split = partial is not None
     index = index_type(problem, layout)
     form = _form_of(problem, layout, index)
-    tile = _cheapest(problem, device, layout.batch, form, index, split).tile
+    choice = _cheapest(problem, device, layout.batch, form, index, split)
+    form, tile = choice.form, choice.tile
     channel_tiles = -(-problem.group_out_channels // tile.channels)
     pixel_tiles = -(-layout.batch * math.prod(problem.output) // tile.pixels)
     slices, part_slices = _slices(problem, device)
     parts = _parts(problem, device)
     total = not split and parts > 1
     tiles = channel_tiles * pixel_tiles * problem.groups * (parts if split else 1)
-    running = min(tiles, _resident(problem, device, tile, form, index, total) * device.sm_count)
+    shared = _shared_bytes(problem, tile, layout.batch, form, total)
+    resident = _resident(problem, device, tile, form, index, shared)
+    running = min(tiles, resident * device.sm_count)
     band = _band(problem, device, tile, channel_tiles, running)
     y = layout.y if partial is None else partial
 
@@ -251,10 +285,12 @@ def _multiply(problem: ConvProblem, device: Any, layout: Layout, partial: Stride
     tiling["split_slices"] = part_slices if split else slices
     vector = 16 // problem.x_dtype.itemsize
     if layout.alignment == 16:
-        tiling["w_vector"] = w_vector(problem, p, form in (VECTORS, GATHER), vector)
+        tiling["w_vector"] = w_vector(problem, p, form in (VECTORS, GATHER, HALO), vector)
         tiling["x_vector"] = form == VECTORS and x_vector(problem, layout, vector)
     if form == PIXELS:
         tiling["x_vector"] = _pixel_bytes(problem, layout) == 16
+    if form == HALO:
+        _fill_halo(tiling, problem, _halo(problem, tile, layout.batch))
     columns = STORE_CHANNELS if problem.channels_last else STORE_PIXELS
     if partial is not None:
         vector = 16 // problem.accumulator.itemsize
@@ -269,7 +305,7 @@ def _multiply(problem: ConvProblem, device: Any, layout: Layout, partial: Stride
         grid=(running, 1, 1),
         block=(tile.threads, 1, 1),
         constants=(p, tiling),
-        shared_bytes=_shared_bytes(problem, tile, total),
+        shared_bytes=shared,
     )
 
 
@@ -306,6 +342,23 @@ def _general_form(problem: ConvProblem) -> int:
     if problem.group_in_channels % (16 // problem.x_dtype.itemsize):
         return PACKED
     return VECTORS if problem.channels_last else GATHER
+
+
+def _forms(problem: ConvProblem, form: int, index: str) -> tuple[int, ...]:
+    """Those that read the same memory in the same order, `form` among them."""
+    if form == GATHER and index == "int32" and _blocks_of_taps(problem):
+        return GATHER, HALO
+    return (form,)
+
+
+def _blocks_of_taps(problem: ConvProblem) -> bool:
+    """Whether slices of planes are taps of a channel block: all of them, then the next block's."""
+    return (
+        problem.x_dtype.itemsize in _HALO_SIZES
+        and not problem.channels_last
+        and math.prod(problem.filter) > 1
+        and problem.group_in_channels % _tile_k(problem) == 0
+    )
 
 
 def _in_place(problem: ConvProblem) -> bool:
@@ -359,7 +412,15 @@ def _slices(problem: ConvProblem, device: Any) -> tuple[int, int]:
         * -(-math.prod(problem.output) // SMALL.pixels)
     )
     wanted = min(2 * device.sm_count // blocks, problem.reduction // _PART_LENGTH, _MOST_PARTS)
-    return slices, -(-slices // wanted) if wanted >= _FEWEST_PARTS else slices
+    if wanted < _FEWEST_PARTS:
+        return slices, slices
+    part_slices = -(-slices // wanted)
+    if _blocks_of_taps(problem):
+        taps = math.prod(problem.filter)
+        whole = -(-part_slices // taps) * taps
+        if -(-slices // whole) >= _FEWEST_PARTS:
+            part_slices = whole
+    return slices, part_slices
 
 
 def _parts(problem: ConvProblem, device: Any) -> int:
@@ -389,11 +450,117 @@ def _packs(problem: ConvProblem) -> bool:
     return limit is None or filter_bytes(problem) <= limit
 
 
+# ---- what the taps of a tile read ------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Halo:
+    """What a tile reads of x, in shared memory: kernels_cuda/implicit_gemm_halo.cuh explains it."""
+
+    phases: int
+    rows: int
+    planes: int
+    taps: int
+    columns: int
+    buffer: int
+    last_line: int
+    last_column: int
+    places: int
+    threads: int
+
+    @property
+    def pitch(self) -> int:
+        return self.columns + self.columns % 2
+
+    @property
+    def line(self) -> int:
+        return _lanes(self.columns)
+
+    @property
+    def loads(self) -> int:
+        """Chunks that a thread loads during a slice, to have all of them in a block's slices."""
+        return -(-self.places * (_ROW_BYTES // 16) // self.taps)
+
+    @property
+    def bytes(self) -> int:
+        found = 2 * self.buffer * _ROW_BYTES + 8 * (self.places * self.threads + self.taps)
+        return -(-found // 16) * 16
+
+
+def _lanes(columns: int) -> int:
+    return -(-columns // 8) * 8
+
+
+@lru_cache(maxsize=4096)
+def _halo(problem: ConvProblem, tile: Tile, batch: int) -> Halo | None:
+    """That of a tile, or None where it is too much to load during a block's slices."""
+    z, p, q = _three(problem.output)
+    sd, sh, sw = _three(problem.stride)
+    reach = [
+        dilation * (taps - 1)
+        for dilation, taps in zip(_three(problem.dilation), _three(problem.filter), strict=True)
+    ]
+    planes, rows = (z - 1) * sd + reach[0] + 1, (p - 1) * sh + reach[1] + 1
+    columns = q + reach[2] // sw
+    last_line = (reach[0] * rows + reach[1]) * sw + sw - 1
+    # The most rows, planes and images that a tile can pass on to: its first pixel is a multiple of
+    # as many as it has.
+    steps = min(tile.pixels, batch * z * p * q) - 1
+    row_steps, plane_steps, image_steps = (
+        min((extent - math.gcd(extent, tile.pixels) + steps) // extent, batch * others - 1)
+        for extent, others in ((q, z * p), (p * q, z), (z * p * q, 1))
+    )
+    lines = (
+        row_steps * sh
+        + plane_steps * max(sd * rows - p * sh, 0)
+        + image_steps * max((planes - z * sd) * rows, 0)
+    ) * sw + last_line
+
+    def pixels(line: int) -> int:
+        """From the first to the last, in lines of so many."""
+        return steps - row_steps * q + lines * line + reach[2] // sw + 1
+
+    places = -(-(pixels(_lanes(columns)) + 7) // tile.threads)
+    halo = Halo(
+        phases=sw, rows=rows, planes=planes, taps=math.prod(problem.filter), columns=columns,
+        buffer=-(-(pixels(columns + columns % 2) + 2) // 2) * 2, last_line=last_line,
+        last_column=reach[2] // sw, places=places, threads=tile.threads,
+    )  # fmt: skip
+    counted = (batch * planes * rows * sw + last_line) * halo.line + places * tile.threads
+    return halo if halo.loads <= _HALO_LOADS and counted < 2**31 else None
+
+
+def _halo_serves(problem: ConvProblem, device: Any, tile: Tile, batch: int, split: bool) -> bool:
+    """Whether it is of a bearable size, and a block of all taps or none in a part of its own."""
+    whole = _slices(problem, device)[1] % math.prod(problem.filter) == 0
+    return _halo(problem, tile, batch) is not None and (whole or not split)
+
+
+def _three(extents: tuple[int, ...]) -> tuple[int, int, int]:
+    z, p, q = (1, 1, *extents)[-3:]
+    return z, p, q
+
+
+def _fill_halo(tiling: Any, problem: ConvProblem, halo: Halo | None) -> None:
+    assert halo is not None  # or it would not have been chosen
+    layout = tiling["halo"]
+    layout["plane_stride"], layout["row_stride"], _ = map(launch.divisor, _three(problem.stride))
+    for field in ("line", "phases", "rows", "planes"):
+        layout[field] = launch.divisor(getattr(halo, field))
+    for field in (
+        "taps", "columns", "pitch", "buffer", "last_line", "last_column", "places", "loads",
+        "bytes",
+    ):  # fmt: skip
+        layout[field] = getattr(halo, field)
+    layout["split_channels"] = tiling["split_slices"] // halo.taps * _tile_k(problem)
+
+
 # ---- the tile --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Choice:
+    form: int
     tile: Tile
     split: bool  # whether parts of sums have blocks of their own
     seconds: float
@@ -427,41 +594,48 @@ def _cheapest(
     total = not split and _parts(problem, device) > 1
     room = device.max_shared_bytes - _taps_bytes(problem, form, index)
     choices = [
-        _Choice(tile, split, *_seconds(problem, device, tile, batch, form, index, split))
-        for tile in _tiles(problem, form, index)
-        if _shared_bytes(problem, tile, total) <= room
+        _Choice(each, tile, split, *_seconds(problem, device, tile, batch, each, index, split))
+        for each in _forms(problem, form, index)
+        for tile in _tiles(problem, each, index)
+        if each != HALO or _halo_serves(problem, device, tile, batch, split)
+        if _shared_bytes(problem, tile, batch, each, total) <= room
     ]
     return min(choices, key=lambda choice: (choice.seconds, choice.busy))
 
 
-def _shared_bytes(problem: ConvProblem, tile: Tile, total: bool) -> int:
-    """Dynamic shared memory: the stages and, where a block adds up parts, their totals."""
+def _shared_bytes(problem: ConvProblem, tile: Tile, batch: int, form: int, total: bool) -> int:
+    """Dynamic shared memory: the stages, a halo and, where a block adds up parts, their totals."""
+    stages = tile.stage_bytes
+    if form == HALO and (halo := _halo(problem, tile, batch)):
+        # Of w alone, with room for the rows of all warps at the end.
+        room = tile.threads // 32 * 8 * tile.warp_pixels * problem.accumulator.itemsize
+        stages = tile.stages * max(tile.channels * _ROW_BYTES, room) + halo.bytes
     totals = tile.channels * tile.pixels * problem.accumulator.itemsize if total else 0
-    return tile.stage_bytes + totals
+    return stages + totals
 
 
 def _taps_bytes(problem: ConvProblem, form: int, index: str) -> int:
     """Static shared memory: two slices' taps, of five indices each, at most.
 
-    Of `pixels`, which has no use for them, NVIDIA's compiler leaves none, and g++ all.
+    NVIDIA's compiler leaves what is used: of `pixels` none, of `halo` the fifth that is w's.
     """
     taps = _tile_k(problem) if form == PACKED else 4
     return 2 * taps * 5 * (8 if index == "int64" else 4)
 
 
 def _resident(
-    problem: ConvProblem, device: Any, tile: Tile, form: int, index: str, total: bool
+    problem: ConvProblem, device: Any, tile: Tile, form: int, index: str, shared: int
 ) -> int:
     """Blocks that share a multiprocessor, each with the registers of the kernel's REGISTERS.
 
     But for what the kernel allows more where shared memory decides: before sm_80, and of `packed`
-    on sm_86 and sm_89.
+    on sm_86 and sm_89. `shared`: the dynamic part of a block's shared memory.
     """
     sums = tile.channels * tile.pixels * problem.accumulator.itemsize // (4 * tile.threads)
     sums *= 2 if _products(problem) == 3 else 1
     wide = index == "int64"
     registers = 255 if sums >= (64 if wide else 128) else 168 if sums >= 64 or wide else 128
-    shared = _shared_bytes(problem, tile, total) + _taps_bytes(problem, form, index)
+    shared += _taps_bytes(problem, form, index)
     return max(occupancy(device.arch, tile.threads, registers, shared).blocks, 1)
 
 
@@ -480,18 +654,30 @@ def _seconds(
     )
     tile_k = _tile_k(problem)
     products = tile.channels * tile.pixels * tile_k / _rate(problem, device)
-    loads = tile.pixels * tile_k / _LOAD_RATE[form]
+    halo = _halo(problem, tile, batch) if form == HALO else None
     # The taps of a pixel overlap in L1, if not all of them.
-    fetched = tile.channels + tile.pixels / min(math.prod(problem.filter), _L1_REUSE)
-    fetches = fetched * _ROW_BYTES / _L2_RATE
+    loaded: float = tile.pixels
+    fetched = loaded / min(math.prod(problem.filter), _L1_REUSE)
+    if halo:
+        loaded = fetched = halo.places * halo.threads / halo.taps
+    fetches = (tile.channels + fetched) * _ROW_BYTES / _L2_RATE
+    of_warp = tile.warp_channels * tile.warp_pixels * tile_k * _products(problem)
+    length = part_slices if split else slices
+    issued = (
+        _SLICE_SLOTS
+        + _PRODUCT_SLOTS * of_warp / _PRODUCT_SIZE[problem.x_dtype.itemsize]
+        + _CHUNK_SLOTS[form] * loaded * (_ROW_BYTES // 16) / tile.threads
+        + (_PLACE_SLOTS * halo.places / length if halo else 0)
+    ) * (tile.threads / 32 / _WARP_SLOTS)
     # Four schedulers share a multiprocessor's rate; a block of two warps reaches half of it.
-    alone = max(products, loads) * max(1.0, 128 / tile.threads) + _SLICE_CYCLES
+    alone = max(products, issued) * max(1.0, 128 / tile.threads) + _SLICE_CYCLES
     most = -(-tiles // device.sm_count)
     total = not split and parts > 1
-    walked = -(-most // _resident(problem, device, tile, form, index, total))
-    length = part_slices if split else slices
-    cycles = _START_CYCLES + max(
-        length * most * max(products / tile.efficiency, loads, fetches),
+    shared = _shared_bytes(problem, tile, batch, form, total)
+    walked = -(-most // _resident(problem, device, tile, form, index, shared))
+    start = _START_CYCLES + (_PLACE_CYCLES * halo.places if halo else 0)
+    cycles = start + max(
+        length * most * max(products / tile.efficiency, issued, fetches),
         walked * (length * alone + _STORE_CYCLES),
     )
     moved = problem.bytes_moved
@@ -522,9 +708,20 @@ _TILES: dict[tuple[int, int], dict[int, tuple[Tile, ...]]] = {
         GATHER: (MEDIUM_8, SMALL, NARROW),
         PACKED: (SMALL,),
         PIXELS: (HUGE, LARGE, WIDE, MEDIUM, SMALL, NARROW),
+        HALO: (LARGE, LARGE_8, WIDE, MEDIUM, SMALL, NARROW),
     },
-    (4, 1): {VECTORS: (LARGE, MEDIUM, SMALL), GATHER: (MEDIUM_8, SMALL), PACKED: (SMALL,)},
-    (4, 3): {VECTORS: (LARGE_8, MEDIUM_8, SMALL), GATHER: (MEDIUM_8, SMALL), PACKED: (SMALL,)},
+    (4, 1): {
+        VECTORS: (LARGE, MEDIUM, SMALL),
+        GATHER: (MEDIUM_8, SMALL),
+        PACKED: (SMALL,),
+        HALO: (LARGE, MEDIUM, SMALL),
+    },
+    (4, 3): {
+        VECTORS: (LARGE_8, MEDIUM_8, SMALL),
+        GATHER: (MEDIUM_8, SMALL),
+        PACKED: (SMALL,),
+        HALO: (LARGE_8, MEDIUM_8, SMALL),
+    },
     (8, 1): dict.fromkeys((VECTORS, GATHER, PACKED), (SMALL,)),
 }
 
@@ -561,6 +758,10 @@ def variants() -> Iterator[tuple[str, Macros]]:
                     yield "implicit_gemm_mma", macros
                 macros = _macros(dtype, products, form, last, SMALL, "int64")
                 yield "implicit_gemm_mma", macros
+            if dtype.itemsize in _HALO_SIZES:
+                for tile in _TILES[dtype.itemsize, products][HALO]:
+                    macros = _macros(dtype, products, HALO, False, tile, "int32")
+                    yield "implicit_gemm_mma", macros
         if dtype.is_half:
             for tile in _TILES[dtype.itemsize, 1][PIXELS]:
                 yield "implicit_gemm_mma", _macros(dtype, 1, PIXELS, False, tile, "int32")
