@@ -32,6 +32,7 @@ from gpuconv.problem import ConvProblem
 _PADDED_BYTES = 16 << 20  # of padded gradient at a time, where an image and channel take no more
 _FOLD_RATE = 4e9  # bytes a second, of adding the margin and copying the rest
 _MOST_BYTES = 48 << 20
+_GATHER_SECONDS = 2.5e-9  # of a weight, where NumPy copies a piece's taps out of all of them
 
 Slices = tuple[slice, ...]
 
@@ -158,14 +159,16 @@ Pick = Callable[[ConvProblem, Any], "Plan | No"]
 class Transposed:
     """An algorithm of fprop at work on dgrad, under its own name.
 
-    `pick` gives the plan of a dense problem, or the reason why there is none.
+    `pick` gives the plan of a dense problem, or the reason why there is none; `weight_seconds` is
+    what reading a weight takes where a piece's taps are not those of w.
     """
 
     OPERATIONS = ("dgrad",)
 
-    def __init__(self, name: str, pick: Pick, forward: Any = None) -> None:
+    def __init__(self, name: str, pick: Pick, weight_seconds: float, forward: Any = None) -> None:
         self.__name__ = name
         self._pick = pick
+        self._weight_seconds = weight_seconds
         self._forward = forward
         self.ERROR_CONSTANT = getattr(forward, "ERROR_CONSTANT", 1.0)
         self._work = lru_cache(maxsize=1024)(self._make_work)
@@ -234,7 +237,8 @@ class Transposed:
             part = self._part(replace(problem, padding_mode="zeros"), slice(None), device)
             if isinstance(part, No):
                 return part
-            return _Work((part,), None, 0, copied + _workspace(part), _seconds(part))
+            seconds = self._seconds(part)
+            return _Work((part,), None, 0, copied + _workspace(part), seconds)
         extents = tuple(
             n + lo + hi
             for n, lo, hi in zip(problem.input, problem.pad_lo, problem.pad_hi, strict=True)
@@ -254,7 +258,7 @@ class Transposed:
             if isinstance(part, No):
                 return part
             parts.append(part)
-        seconds = sum(map(_seconds, parts)) * problem.batch / images
+        seconds = sum(map(self._seconds, parts)) * problem.batch / images
         seconds += problem.batch * problem.in_channels * channel / _FOLD_RATE
         workspace = copied + buffered + max(map(_workspace, parts))
         return _Work(tuple(parts), extents, images, workspace, seconds)
@@ -269,6 +273,10 @@ class Transposed:
         if self._forward is None and sum(plan is not None for _, plan in planned) < 2:
             return No("one dense convolution, which each algorithm computes under its own name")
         return _Part(channels, problem, tuple(planned))
+
+    def _seconds(self, part: _Part) -> float:
+        gathered = math.prod(part.problem.w_shape) if len(part.pieces) > 1 else 0
+        return sum(plan.cost for _, plan in part.pieces if plan) + gathered * self._weight_seconds
 
 
 def _padded(
@@ -366,19 +374,16 @@ def _workspace(part: _Part) -> int:
     return max((plan.workspace_bytes for _, plan in part.pieces if plan), default=0)
 
 
-def _seconds(part: _Part) -> float:
-    return sum(plan.cost for _, plan in part.pieces if plan)
-
-
 def for_dgrad(backend: str, algorithms: Sequence[Algorithm]) -> list[Algorithm]:
     """Every algorithm of fprop as one of dgrad; and "mixed", the best for each piece."""
+    weight_seconds = _GATHER_SECONDS if backend == "numpy" else 0.0
     found: list[Any] = [
-        Transposed(_name(algorithm), _picker(backend, algorithm), algorithm)
+        Transposed(_name(algorithm), _picker(backend, algorithm), weight_seconds, algorithm)
         for algorithm in algorithms
         if "dgrad" not in getattr(algorithm, "OPERATIONS", ("fprop",))
         and "fprop" in getattr(algorithm, "OPERATIONS", ("fprop",))
     ]
-    found.append(Transposed("mixed", _mixer(backend)))
+    found.append(Transposed("mixed", _mixer(backend), weight_seconds))
     return found
 
 

@@ -3,14 +3,18 @@
     dx[n, c, stride*p + dilation*r - pad] += products[(c, r), p] = sum over k of w[k, c, r] dy[k, p]
 
 One product for a run of dy's rows, W' (C/G*taps, K/G) @ dy (K/G, pixels), gives what every pixel
-adds to dx through every tap: nothing of dy is laid out anew, and C*taps sums are written where the
-windows of dy would be K*taps values. So it pays where dx has fewer channels than dy: under a first
-layer, and where a transposed convolution has strides as wide as its filter.
+adds to dx through every tap: nothing of dy is laid out tap by tap, and BLAS reads w as it lies. So
+it pays where dx has few channels, where dy has few pixels for so many weights, and where a
+transposed convolution has strides as wide as its filter.
 
 With a stride the positions of dx that one tap reaches lie apart. They are added up in phases, in
 which they are neighbours, and put in their places at the end:
 
-    sums: (G, C/G, phases..., rows, columns)    dx[stride*j + phase - pad] = sums[phase, j]
+    sums: (G, C/G, phases..., rows, columns, n)   dx[n, stride*j + phase - pad] = sums[phase, j, n]
+
+Short rows would be added one by one. Where a batch has many small images, several of them share a
+product, innermost in memory; elsewhere zeros fill dy's rows up to the width of a phase's, which
+makes a tap's products one run, shifted.
 
 An item of work owns a range of rows j, whatever the batch, and computes the few products anew that
 its neighbour needs, too.
@@ -20,7 +24,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -42,13 +45,19 @@ Index = tuple[Any, ...]
 _BLOCK_BYTES = 1 << 20  # of sums, and of products: both stay in a core's second-level cache
 _FEWEST_ROWS = 64  # of a product's first factor, where it has as many
 _HALO = 8  # an item's rows are at least as many times those that it computes anew
+_SHARED_COLUMNS = 512  # of a product that several images share, or that is cut by rows
+_FEWEST_IMAGES = 4  # that share one
+_RUN_SECONDS = 12e-9  # of adding or copying another row, beyond its elements
 
 
 @dataclass(frozen=True)
 class _Tiling:
+    images: int  # that share a product; more than 1 only where an item has all of their rows
     groups: int  # of an item,
-    channels: int  # of each of them,
-    rows: int  # and of `sums`
+    share: int  # channels of each of them,
+    channels: int  # of a product,
+    rows: int  # and rows of `sums`
+    width: int  # of a row of dy, which zeros fill up
     chunk: int  # rows of dy of a product
     threads: int
     weights: int  # elements of scratch, each: the filters, converted,
@@ -76,25 +85,30 @@ def supports(problem: ConvProblem, device: Cpu) -> bool | No:
 
 
 def cost(problem: ConvProblem, device: Cpu) -> float:
-    """The products, their additions row by row, the phases' way to dx, and NumPy's calls."""
+    """The products, their additions, the way of dy and dx, and NumPy's calls."""
     cut = _tiling(problem, device)
-    size, taps = gemm.itemsize(problem), math.prod(problem.filter)
-    last, inner = problem.output[-1], math.prod(problem.output[1:])
-    sides = (cut.channels * taps, 8), (cut.chunk * inner, 16), (problem.group_out_channels, 8)
-    items = problem.batch * _items(problem, cut)
-    repeated = 1 + _reach(problem, 0) / cut.rows
-    pixels = problem.batch * math.prod(problem.output)
-    added = problem.in_channels * taps * pixels * repeated
-    calls = 12 + math.prod(problem.stride) * 2
+    size, boxes = gemm.itemsize(problem), len(_taps(problem))
+    rows = cut.channels * math.prod(problem.filter)
+    rate = gemm.rate(
+        problem, device, 1.95,
+        (rows, 8), (cut.chunk * _inner(problem, cut), 4), (problem.group_out_channels, 32),
+    )  # fmt: skip
+    items = math.ceil(problem.batch / cut.images) * _items(problem, cut)
+    repeated = (1 + _reach(problem, 0) / cut.rows) * cut.width / problem.output[-1]
+    pixels = problem.batch * math.prod(problem.output) * repeated
+    added = problem.in_channels * math.prod(problem.filter) * pixels
+    read = 0.0 if _direct(problem, cut) else problem.out_channels * pixels
+    results = problem.batch * problem.in_channels * math.prod(problem.input)
     chunks = math.ceil((cut.rows + _reach(problem, 0)) / cut.chunk)
+    calls = 12 + 2 * math.prod(problem.stride) + chunks * (4 + 2 * boxes)
+    calls *= items * math.ceil(cut.share / cut.channels)
     work = (
-        problem.flops * repeated / gemm.rate(problem, device, 1.5, *sides)
-        + added * (size / (3 * device.copy_bytes) + device.call_seconds / (100 * last))
-        + problem.batch * problem.in_channels * math.prod(problem.input) * size / device.copy_bytes
-        + items * (calls + chunks * (4 + 2 * taps)) * device.call_seconds
+        problem.flops * repeated / rate
+        + (added / 1.5 + read / 1.3 + results) * size / device.copy_bytes
+        + calls * device.call_seconds / 3
     )
-    memory = problem.bytes_moved / device.memory_bytes
-    threads = tiling.speedup(items, cut.threads, work / (items * (6 + chunks * (2 + taps))))
+    memory = problem.bytes_moved / (1.5 * device.memory_bytes)
+    threads = tiling.speedup(items, cut.threads, 8 * work / max(calls, 1))
     return work / threads + memory + device.start(cut.threads)
 
 
@@ -114,40 +128,117 @@ def _extent(problem: ConvProblem, axis: int) -> int:
 
 
 def _items(problem: ConvProblem, cut: _Tiling) -> int:
-    """Items of one image."""
+    """Items of the images that share a product."""
     return (
         math.ceil(problem.groups / cut.groups)
-        * math.ceil(problem.group_in_channels / cut.channels)
+        * math.ceil(problem.group_in_channels / cut.share)
         * math.ceil(_extent(problem, 0) / cut.rows)
     )
 
 
+def _padded(problem: ConvProblem, cut: _Tiling) -> bool:
+    return cut.width > problem.output[-1]
+
+
+def _inner(problem: ConvProblem, cut: _Tiling) -> int:
+    """The products' columns for one row of dy."""
+    return math.prod(_lines(problem, cut)) * cut.images
+
+
+def _lines(problem: ConvProblem, cut: _Tiling) -> tuple[int, ...]:
+    """The extents of a row of dy: none where it has one axis."""
+    return (*problem.output[1:-1], cut.width) if problem.ndim > 1 else ()
+
+
+def _direct(problem: ConvProblem, cut: _Tiling) -> bool:
+    """Whether dy may be read where it lies."""
+    return cut.images == 1 and not _padded(problem, cut)
+
+
+def _width(problem: ConvProblem, device: Cpu) -> int:
+    """Of dy's rows: filled up where that costs less than adding every row on its own."""
+    extent, output = _extent(problem, problem.ndim - 1), problem.output[-1]
+    if problem.ndim == 1 or _reach(problem, problem.ndim - 1) == 0:
+        return output
+    depth, products = (
+        problem.group_out_channels,
+        problem.group_in_channels * math.prod(problem.filter),
+    )
+    multiplied = 2 * products * depth * (extent - output) / gemm.rate(problem, device, 1.5)
+    copied = depth * (_RUN_SECONDS + output * gemm.itemsize(problem) / device.copy_bytes)
+    return extent if multiplied + copied < products * _RUN_SECONDS else output
+
+
+def _images(problem: ConvProblem, threads: int) -> int:
+    """How many images share a product."""
+    most = _SHARED_COLUMNS // max(math.prod(problem.output), 1)
+    images = tiling.share(most, problem.batch, threads)
+    return images if images >= _FEWEST_IMAGES else 1
+
+
 @lru_cache(maxsize=1024)
 def _tiling(problem: ConvProblem, device: Cpu) -> _Tiling:
+    threads = device.threads if problem.flops > gemm.WORTH_THREADS else 1
+    images = _images(problem, threads)
+    if images > 1:
+        cut = _cut(problem, images, problem.output[-1], threads)
+        sizes = {cut.channels, problem.group_in_channels % cut.channels} - {0}
+        columns = _inner(problem, cut) * cut.chunk
+        depth, product = problem.group_out_channels, problem.accumulator.numpy
+        if cut.images > 1 and all(
+            gemm.columns_alike(c * math.prod(problem.filter), depth, columns, product, turned=True)
+            for c in sizes
+        ):
+            return cut
+    return _cut(problem, 1, _width(problem, device), threads)
+
+
+def _cut(problem: ConvProblem, images: int, width: int, threads: int) -> _Tiling:
     itemsize, taps = gemm.itemsize(problem), math.prod(problem.filter)
     limit = problem.workspace_within(WORKSPACE_CAP)
     height, reach = _extent(problem, 0), _reach(problem, 0)
-    threads = device.threads if problem.flops > gemm.WORTH_THREADS else 1
-    cut = _Tiling(problem.groups, problem.group_in_channels, height, 1, threads, 0, 0, 0, 0)
+    channels = problem.group_in_channels
+    cut = _Tiling(images, problem.groups, channels, channels, height, width, 1, threads, 0, 0, 0, 0)
     least = min(max(_HALO * reach, 1), height)
-    while cut.rows > least and _sized(problem, cut).sums * itemsize > _BLOCK_BYTES:
-        cut = replace(cut, rows=max(cut.rows // 2, least))
-    while _sized(problem, cut).sums * itemsize > _BLOCK_BYTES:
-        if cut.groups > 1:
+    if images > 1:
+        least = height
+
+    def large() -> bool:
+        sized = _sized(problem, cut)
+        held = max(sized.sums, sized.products) if images > 1 else sized.sums
+        return held * itemsize > _BLOCK_BYTES
+
+    while large():
+        # Products of few columns would spend their time on reading the weights.
+        wide = cut.rows * _inner(problem, cut) > _SHARED_COLUMNS
+        if cut.rows > least and wide:
+            cut = replace(cut, rows=max(cut.rows // 2, least))
+        elif cut.groups > 1:
             cut = replace(cut, groups=-(-cut.groups // 2))
-        elif cut.channels > 1 and cut.channels * taps >= 2 * _FEWEST_ROWS:
+        elif cut.channels * taps >= 2 * _FEWEST_ROWS and cut.channels > 1:
             cut = replace(cut, channels=-(-cut.channels // 2))
+        elif cut.rows > least:
+            cut = replace(cut, rows=max(cut.rows // 2, least))
         else:
             break
-    items = problem.batch * _items(problem, cut)
-    if items < threads:
-        cut = replace(cut, rows=-(-cut.rows // -(-threads // items)))
+    blocks = math.ceil(problem.batch / images) * _items(problem, cut)
+    while blocks * math.ceil(channels / cut.channels) < threads:
+        if cut.channels * taps < 2 * _FEWEST_ROWS or cut.channels == 1:
+            break
+        cut = replace(cut, channels=-(-cut.channels // 2))
+    if blocks % threads and blocks < 4 * threads:
+        cut = replace(cut, share=cut.channels)
+        blocks = math.ceil(problem.batch / images) * _items(problem, cut)
+    if blocks < threads and images == 1:
+        cut = replace(cut, rows=-(-cut.rows // -(-threads // blocks)))
     while True:
         sized = _sized(problem, cut)
         if sized.bytes(itemsize) <= limit:
             return sized
         if cut.threads > 1:
             cut = replace(cut, threads=cut.threads - 1)
+        elif cut.images > 1:
+            return _cut(problem, 1, width, threads)
         elif cut.groups > 1:
             cut = replace(cut, groups=-(-cut.groups // 2))
         elif cut.channels > 1:
@@ -160,12 +251,13 @@ def _tiling(problem: ConvProblem, device: Cpu) -> _Tiling:
 
 def _sized(problem: ConvProblem, cut: _Tiling) -> _Tiling:
     """`cut` with its products' rows and its scratch."""
-    count = cut.groups * cut.channels
-    inner = math.prod(problem.output[1:])
+    count, inner = cut.groups * cut.channels, _inner(problem, cut)
     row = count * math.prod(problem.filter) * inner
-    most = max(_BLOCK_BYTES // (row * gemm.itemsize(problem)), 1)
     needed = min(problem.output[0], cut.rows + _reach(problem, 0))
-    chunk = -(-needed // -(-needed // most))
+    chunk = needed
+    if cut.images == 1:
+        most = max(_BLOCK_BYTES // (row * gemm.itemsize(problem)), 1)
+        chunk = -(-needed // -(-needed // most))
     plane = cut.rows * math.prod(_extent(problem, axis) for axis in range(1, problem.ndim))
     return replace(
         cut,
@@ -173,7 +265,7 @@ def _sized(problem: ConvProblem, cut: _Tiling) -> _Tiling:
         weights=math.prod(problem.w_shape),
         values=cut.groups * problem.group_out_channels * chunk * inner,
         products=row * chunk,
-        sums=count * math.prod(problem.stride) * plane,
+        sums=count * math.prod(problem.stride) * plane * cut.images,
     )
 
 
@@ -182,6 +274,9 @@ def run(plan: Plan, grad: HostArray, w: HostArray, bias: HostArray | None, out: 
     with arena(cut.bytes(gemm.itemsize(plan.problem))) as memory:
         call = _Call(plan.problem, cut, grad, w, bias, out, memory)
         run_blocks(cut.threads, call.items(), call.work)
+
+
+_Item = tuple[int, slice, slice, int]  # first image, groups, channels, first row of `sums`
 
 
 class _Call:
@@ -197,15 +292,16 @@ class _Call:
     ) -> None:
         self.problem, self.cut = problem, cut
         groups, product = problem.groups, problem.accumulator.numpy
-        self.product = product
-        scratch = memory.take(cut.weights, product)
-        self.weights = _weights(problem, w, product, scratch)
+        self.weights = _weights(problem, w, memory.take(cut.weights, product))
         self.grad = grad.reshape(grad.shape[0], groups, -1, *grad.shape[2:])
-        self.flat = tiling.flat(self.grad, problem.ndim) if grad.dtype == product else None
+        self.flat = None
+        if _direct(problem, cut) and grad.dtype == product:
+            self.flat = tiling.flat(self.grad, problem.ndim)
         self.out = out.reshape(out.shape[0], groups, -1, *out.shape[2:])
         self.bias = None
         if bias is not None:
-            self.bias = bias.astype(product).reshape(groups, -1, *[1] * 2 * problem.ndim)
+            ones = [1] * (2 * problem.ndim + 1)
+            self.bias = bias.astype(product).reshape(groups, -1, *ones)
         self.scratch = [
             tuple(memory.take(n, product) for n in (cut.values, cut.products, cut.sums))
             for _ in range(cut.threads)
@@ -213,48 +309,121 @@ class _Call:
         self.taps = _taps(problem)
         self.places = _places(problem)
 
-    def items(self) -> list[tuple[int, slice, slice, int]]:
-        """(image, groups, channels, first row of `sums`)."""
+    def items(self) -> list[_Item]:
         problem, cut = self.problem, self.cut
         return list(
             itertools.product(
-                range(len(self.grad)),
+                range(0, len(self.grad), cut.images),
                 tiling.spans(problem.groups, cut.groups),
-                tiling.spans(problem.group_in_channels, cut.channels),
+                tiling.spans(problem.group_in_channels, cut.share),
                 range(0, _extent(problem, 0), cut.rows),
             )
         )
 
-    def work(self, item: tuple[int, slice, slice, int], worker: int) -> None:
-        n, groups, channels, begin = item
+    def work(self, item: _Item, worker: int) -> None:
+        n, groups, share, begin = item
+        problem, cut = self.problem, self.cut
+        end = min(begin + cut.rows, _extent(problem, 0))
+        start = max(begin - _reach(problem, 0), 0)
+        runs = [
+            (first, min(first + cut.chunk, end, problem.output[0]))
+            for first in range(start, min(end, problem.output[0]), cut.chunk)
+        ]
+        columns = None
+        for channel in range(share.start, share.stop, cut.channels):
+            channels = slice(channel, min(channel + cut.channels, share.stop))
+            shape = (
+                groups.stop - groups.start,
+                channels.stop - channels.start,
+                *problem.stride,
+                end - begin,
+                *(_extent(problem, axis) for axis in range(1, problem.ndim)),
+                cut.images,
+            )
+            sums = self.scratch[worker][2][: math.prod(shape)].reshape(shape)
+            sums[...] = 0
+            for run in runs:
+                if columns is None or len(runs) > 1:
+                    columns = self._read(n, groups, *run, worker)
+                self._add(self._multiply(groups, channels, columns, worker), run[0], begin, sums)
+            if self.bias is not None:
+                sums += self.bias[groups, channels]
+            self._keep(sums, begin, self.out[n : n + cut.images, groups, channels])
+
+    def _read(self, n: int, groups: slice, first: int, last: int, worker: int) -> HostArray:
+        """Rows of dy as (G, K/G, columns)."""
+        problem, cut = self.problem, self.cut
+        if self.flat is not None:
+            inner = _inner(problem, cut)
+            columns = self.flat[n, groups, :, first * inner : last * inner]
+            if gemm.readable(columns):
+                return columns
+        source = self.grad[n : n + cut.images, groups, :, first:last]
+        shape = (*source.shape[1:4], *_lines(problem, cut), cut.images)
+        values = self.scratch[worker][0][: math.prod(shape)].reshape(shape)
+        inside = values[..., : len(source)]
+        if _padded(problem, cut):
+            values[..., problem.output[-1] :, :] = 0
+            inside = inside[..., : problem.output[-1], :]
+        values[..., len(source) :] = 0
+        np.copyto(inside, np.moveaxis(source, 0, -1), casting="unsafe")
+        return values.reshape(*shape[:2], -1)
+
+    def _multiply(
+        self, groups: slice, channels: slice, columns: HostArray, worker: int
+    ) -> HostArray:
+        """What some rows of dy add to dx: (G, C/G, taps..., rows, columns..., images)."""
+        problem, cut = self.problem, self.cut
+        weights = self.weights[groups, channels]
+        weights = weights.reshape(weights.shape[0], -1, weights.shape[-1])
+        shape = (*weights.shape[:2], columns.shape[-1])
+        products = self.scratch[worker][1][: math.prod(shape)].reshape(shape)
+        if cut.images == 1:
+            gemm.multiply(weights, columns, products)
+        else:  # in the shape that was found to treat all columns alike
+            np.matmul(weights, columns, out=products)
+        count, lines = channels.stop - channels.start, _lines(problem, cut)
+        products = products.reshape(shape[0], count, *problem.filter, -1, *lines, cut.images)
+        if _padded(problem, cut):
+            beyond = products[..., problem.output[-1] :, :]
+            first: Index = (..., *[0] * (problem.ndim + 1))
+            # The product of zeros with a weight that is not finite.
+            if np.isnan(beyond[first]).any():
+                beyond[...] = 0
+        return products
+
+    def _add(self, products: HostArray, first: int, begin: int, sums: HostArray) -> None:
+        """Add the products of dy's rows from `first` on to those of dx from `begin` on."""
+        problem, cut = self.problem, self.cut
+        ndim = problem.ndim
+        count, height = products.shape[-ndim - 1], sums.shape[-ndim - 1]
+        padded = _padded(problem, cut)
+        if padded:
+            products = products.reshape(*products.shape[:-3], -1)
+            sums = sums.reshape(*sums.shape[:-3], -1)
+        for taps, phases, offset in self.taps:
+            # Row p of the products belongs to row p + offset of the sums.
+            low = max(begin, first + offset[0])
+            high = min(begin + height, first + offset[0] + count)
+            if low >= high:
+                continue
+            spans = [(low - begin, low - first - offset[0], high - low)]
+            spans += [(o, 0, p) for o, p in zip(offset[1:], problem.output[1:], strict=True)]
+            if padded:
+                (a, b, rows), (shift, _, _) = spans[-2:]
+                line = cut.width * cut.images
+                shift *= cut.images
+                spans[-2:] = [(a * line + shift, b * line, rows * line - shift)]
+            to: Index = (*phases, *(slice(a, a + n) for a, _, n in spans))
+            of: Index = (*taps, *(slice(a, a + n) for _, a, n in spans))
+            moved = sums[:, :, *to]
+            moved += products[:, :, *of]
+
+    def _keep(self, sums: HostArray, begin: int, target: HostArray) -> None:
+        """Put the phases in their places, (images, G, C/G, spatial...)."""
         problem = self.problem
-        end = min(begin + self.cut.rows, _extent(problem, 0))
-        shape = (
-            groups.stop - groups.start,
-            channels.stop - channels.start,
-            *problem.stride,
-            end - begin,
-            *(_extent(problem, axis) for axis in range(1, problem.ndim)),
-        )
-        sums = self.scratch[worker][2][: math.prod(shape)].reshape(shape)
-        sums[...] = 0
-        for first, products in self._products(n, groups, channels, begin, end, worker):
-            for tap, (phase, offset) in self.taps.items():
-                # Row p of the products belongs to row p + offset of the sums.
-                low = max(begin, first + offset[0])
-                high = min(end, first + offset[0] + products.shape[-problem.ndim])
-                if low >= high:
-                    continue
-                rows = slice(low - begin, high - begin)
-                some = slice(low - first - offset[0], high - first - offset[0])
-                sides = zip(offset[1:], problem.output[1:], strict=True)
-                moved: Index = (slice(None), slice(None), *phase, rows)
-                moved += tuple(slice(o, o + p) for o, p in sides)
-                part: Index = (slice(None), slice(None), *tap, some)
-                sums[moved] += products[part]
-        if self.bias is not None:
-            sums += self.bias[groups, channels]
-        target = self.out[n, groups, channels]
+        sums = np.moveaxis(sums, -1, 0)[: len(target)]
+        end = begin + sums.shape[-problem.ndim]
         for phase, axes in self.places:
             (start, stop), *others = ((j, j + count) for j, count, _ in axes)
             low, high = max(begin, start), min(end, stop)
@@ -267,68 +436,46 @@ class _Call:
                 slice(at, None, s)
                 for (_, _, at), s in zip(axes[1:], problem.stride[1:], strict=True)
             ]
-            taken: Index = (slice(None), slice(None), *phase, slice(low - begin, high - begin))
+            taken: Index = (*phase, slice(low - begin, high - begin))
             taken += tuple(slice(*run) for run in others)
-            np.copyto(target[(..., *where)], sums[taken], casting="unsafe")
-
-    def _products(
-        self, n: int, groups: slice, channels: slice, begin: int, end: int, worker: int
-    ) -> Iterator[tuple[int, HostArray]]:
-        """The rows of dy that rows `begin` to `end` of the sums need: the first of them, and
-        their products (G, C/G, taps..., rows, columns...)."""
-        problem = self.problem
-        inner = math.prod(problem.output[1:])
-        weights = self.weights[groups, channels]
-        weights = weights.reshape(weights.shape[0], -1, weights.shape[-1])
-        values, memory, _ = self.scratch[worker]
-        start = max(begin - _reach(problem, 0), 0)
-        for first in range(start, min(end, problem.output[0]), self.cut.chunk):
-            last = min(first + self.cut.chunk, end, problem.output[0])
-            columns = None
-            if self.flat is not None:
-                columns = self.flat[n, groups, :, first * inner : last * inner]
-            if columns is None or not gemm.readable(columns):
-                columns = gemm.laid_out(self.grad[n, groups, :, first:last], values, 2)
-            shape = (*weights.shape[:2], columns.shape[-1])
-            products = memory[: math.prod(shape)].reshape(shape)
-            gemm.multiply(weights, columns, products)
-            count = channels.stop - channels.start
-            yield (
-                first,
-                products.reshape(
-                    shape[0], count, *problem.filter, last - first, *problem.output[1:]
-                ),
-            )
+            np.copyto(target[..., *where], sums[:, :, :, *taken], casting="unsafe")
 
 
-def _weights(
-    problem: ConvProblem, w: HostArray, product: gemm.Type, scratch: HostArray
-) -> HostArray:
-    """w (K, C/G, taps...) as (G, C/G, taps, K/G)."""
-    k, c = w.shape[:2]
-    groups = problem.groups
-    filters = scratch.reshape(groups, c, -1, k // groups)
-    source = w.reshape(groups, k // groups, *w.shape[1:])
-    copied = filters.reshape(groups, c, *w.shape[2:], k // groups)
-    np.copyto(copied, np.moveaxis(source, 1, -1), casting="unsafe")
-    if problem.conjugate and filters.dtype.kind == "c":
-        np.conjugate(filters, out=filters)
-    return filters
+def _weights(problem: ConvProblem, w: HostArray, scratch: HostArray) -> HostArray:
+    """w (K, C/G, taps...) as (G, C/G, taps, K/G), which has K/G outermost in memory."""
+    groups, product = problem.groups, scratch.dtype
+    conjugated = problem.conjugate and product.kind == "c"
+    if w.dtype != product or not w.flags.c_contiguous or conjugated:
+        filters = scratch.reshape(w.shape)
+        np.copyto(filters, w, casting="unsafe")
+        if conjugated:
+            np.conjugate(filters, out=filters)
+        w = filters
+    return w.reshape(groups, -1, w.shape[1], math.prod(problem.filter)).transpose(0, 2, 3, 1)
 
 
 @lru_cache(maxsize=256)
-def _taps(problem: ConvProblem) -> dict[tuple[int, ...], tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Of every tap of w: the phase that it reaches, and how far its sums are moved there."""
-    found = {}
-    for tap in itertools.product(*map(range, problem.filter)):
-        at = tuple(f - 1 - r for f, r in zip(problem.filter, tap, strict=True))
-        shifts = [
-            divmod(d * r, s)
-            for d, r, s in zip(
-                problem.dilation, at if problem.flip else tap, problem.stride, strict=True
-            )
-        ]
-        found[tap] = (tuple(phase for _, phase in shifts), tuple(offset for offset, _ in shifts))
+def _taps(problem: ConvProblem) -> list[tuple[Index, Index, tuple[int, ...]]]:
+    """Boxes of w's taps, the phases that they reach, and how far their sums are moved there."""
+    axes = []
+    for filter, stride, dilation in zip(
+        problem.filter, problem.stride, problem.dilation, strict=True
+    ):
+        runs = []
+        step = stride if dilation == 1 else 1  # neighbours reach neighbouring phases
+        for begin in range(0, filter, step):
+            end = min(begin + step, filter)
+            offset, phase = divmod(begin * dilation, stride)
+            taps = slice(begin, end)
+            if problem.flip:
+                last = filter - 1 - end
+                taps = slice(filter - 1 - begin, last if last >= 0 else None, -1)
+            runs.append((taps, slice(phase, phase + end - begin), offset))
+        axes.append(runs)
+    found = []
+    for box in itertools.product(*axes):
+        taps, phases, offsets = zip(*box, strict=True)
+        found.append((taps, phases, offsets))
     return found
 
 

@@ -138,7 +138,7 @@ def multiply(weights: HostArray, columns: HostArray, out: HostArray) -> None:
 
 
 @lru_cache(maxsize=1024)
-def columns_alike(rows: int, depth: int, columns: int, product: Type) -> bool:
+def columns_alike(rows: int, depth: int, columns: int, product: Type, turned: bool = False) -> bool:
     """Whether a column's bits do not depend on its place in (rows, depth) @ (depth, columns).
 
     BLAS libraries promise no such thing, and some break it at the edges of their tiles; images may
@@ -147,6 +147,7 @@ def columns_alike(rows: int, depth: int, columns: int, product: Type) -> bool:
     if rows == 1 or product.kind == "c":
         return False  # a product with a vector; complex products differ too often to be tried
     for filters, column in _samples(rows, depth, product):
+        filters = np.asfortranarray(filters) if turned else filters
         first = np.repeat(column[:, None], columns, axis=1)
         for result in (filters @ first, filters @ first.T.copy().T):
             if (result != result[:, :1]).any():

@@ -10,6 +10,9 @@ The windows are laid out channels first, as the filter's own memory runs, or cha
 memory does and is long enough to be worth reordering the filter:
 
     first: (G, channels, taps, pixels)       last: (G, pixels, taps, channels)
+
+Several small images share a block. Where their rows are short and many, the images lie innermost,
+from the padded input on: (G, channels, taps, positions, images).
 """
 
 from __future__ import annotations
@@ -34,7 +37,12 @@ _FEWEST_PIXELS, _MOST_PIXELS = 200, 4096  # of a block: products of fewer column
 _GROUP_PIXELS = 1024  # of a block: products of few output channels want more columns
 _DEEPEST, _DEEP_PIXELS = 2304, 1024  # a longer sum is cut, to the length that its block leaves
 _ROW_COPY, _ROW_ELEMENTS = 0.3, 30  # a row's copy, over the cost model's rate
-_FEW_PIXELS = 96  # images smaller than this share a product, which BLAS does better when wide
+_FEW_PIXELS = 96  # images smaller than this share a product, which BLAS does better when wide,
+_LITTLE_WORK = 3e5  # those of fewer flops, which take no longer than the calls,
+_MANY_IMAGES = 8  # and at least as many where they lie innermost
+# Of laying out a row, and of an element between images that lie innermost and their own memory.
+_ROW_SECONDS, _TURN_SECONDS = 5e-9, 1e-9
+_SHORT_BLOCK = 60e-6  # seconds: of shorter ones, threads spend more on taking turns at Python
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,7 @@ class Tiling:
 
     images: int  # that share a block; more than 1 only where the box is a whole image
     box: tuple[int, ...]  # output positions of a block along each axis
+    inner: bool  # whether images lie innermost, where x is not channels last
     groups: int  # whose windows are laid out at a time, each of
     channels: int  # of its input channels
     filters: int  # output channels whose weights are held at a time, a multiple of all groups
@@ -73,9 +82,12 @@ def cost(problem: ConvProblem, device: Cpu) -> float:
     cut = _tiling(problem, device)
     columns = cut.images * math.prod(cut.box)
     # NumPy copies windows row by row: a short row costs as much as some thirty elements more.
-    slower = max(_ROW_COPY + _ROW_ELEMENTS / cut.box[-1], 1)
+    row = cut.box[-1] * (cut.images if cut.inner else 1)
+    slower = max(_ROW_COPY + _ROW_ELEMENTS / row, 1)
     copied = problem.reduction * problem.groups * gemm.itemsize(problem) * slower
-    calls = 16 * problem.group_in_channels // cut.channels
+    if cut.inner:
+        copied += 3 * device.copy_bytes * _turned(problem)
+    calls = (16 if cut.threads > 1 else 6) * problem.group_in_channels // cut.channels
     turns = 8 * math.ceil(problem.groups / cut.groups) if problem.groups > 1 else 0
     return gemm.seconds(
         problem, device, columns, 1, cut.parts, cut.threads, copied * cut.parts, calls, turns
@@ -88,6 +100,19 @@ def workspace(problem: ConvProblem, device: Cpu) -> int:
 
 @lru_cache(maxsize=1024)
 def _tiling(problem: ConvProblem, device: Cpu) -> Tiling:
+    # Groups are many short calls, with Python between them.
+    worth = gemm.WORTH_THREADS * (4 if problem.groups > 1 else 1)
+    cut = _fitted(problem, device.threads if problem.flops > worth else 1)
+    if cut.threads > 1:
+        pixels = cut.images * math.prod(cut.box)
+        work = 2 * problem.out_channels * problem.reduction / (1.3 * device.gemm_flops)
+        copied = problem.reduction * problem.groups * gemm.itemsize(problem)
+        if pixels * (work + copied / (3 * device.copy_bytes)) < _SHORT_BLOCK:
+            return _fitted(problem, 1)
+    return cut
+
+
+def _fitted(problem: ConvProblem, threads: int) -> Tiling:
     """The largest blocks that stay in cache, made smaller until they fit the workspace limit."""
     itemsize = gemm.itemsize(problem)
     limit = problem.workspace_within(WORKSPACE_CAP)
@@ -97,9 +122,6 @@ def _tiling(problem: ConvProblem, device: Cpu) -> Tiling:
     if problem.out_channels * problem.reduction > weights:
         per_group = max(weights // depth, 1)
         filters = min(filters, problem.groups * per_group)
-    # Groups are many short calls, with Python between them.
-    worth = gemm.WORTH_THREADS * (4 if problem.groups > 1 else 1)
-    threads = device.threads if problem.flops > worth else 1
     channels = _channels(problem)
     length = problem.reduction // problem.group_in_channels * channels
     wide = min(_GROUP_PIXELS, problem.batch * math.prod(problem.output))
@@ -142,17 +164,24 @@ def _cut(
     box = tiling.cut(problem.output, pixels)
     size = math.prod(box)
     images = 1
-    if box == problem.output and size < _FEW_PIXELS and pixels >= 2 * size:
+    # Rows are copied one by one; images that lie innermost make them long.
+    rows = problem.reduction * problem.groups * size // box[-1]
+    inner = rows * _ROW_SECONDS > size * _turned(problem) and not _from_x(problem, box)
+    if box == problem.output and pixels >= 2 * size:
         images = tiling.share(pixels // size, problem.batch, threads)
-        product, rows = gemm.planned_type(problem), filters // problem.groups
+        little = size < _FEW_PIXELS or problem.flops < _LITTLE_WORK * problem.batch
+        if not little and not (inner and images >= _MANY_IMAGES):
+            images = 1
+        product, count = gemm.planned_type(problem), filters // problem.groups
         length = math.prod(problem.filter) * channels
-        if not gemm.columns_alike(rows, length, images * size, product):
+        if not gemm.columns_alike(count, length, images * size, product):
             images = 1
     some = images * together * channels
     block = 0 if _from_x(problem, box) else some * math.prod(windows.extents(problem, box))
     return Tiling(
         images=images,
         box=box,
+        inner=inner and images > 1,
         groups=together,
         channels=channels,
         filters=filters,
@@ -164,6 +193,12 @@ def _cut(
         sums=images * size * filters,
         more=images * size * filters if channels < problem.group_in_channels else 0,
     )
+
+
+def _turned(problem: ConvProblem) -> float:
+    """Seconds of an output pixel to bring its inputs and results from one order to the other."""
+    read = problem.in_channels * math.prod(problem.input) / math.prod(problem.output)
+    return _TURN_SECONDS * (read + problem.out_channels)
 
 
 def _from_x(problem: ConvProblem, box: tuple[int, ...]) -> bool:
@@ -261,10 +296,12 @@ class _Pass:
         self._multiply(n, box, rows, scratch, sums)
         if bias is not None:
             bias = bias.reshape(*bias.shape[:2], *[1] * problem.ndim)
-        for i in range(images):
-            target = self.out[n + i][:, rows][box.region]
-            sums_i = sums[:, :, i * box.pixels : (i + 1) * box.pixels]
-            gemm.store(problem, sums_i.reshape(target.shape), bias, target)
+        target = self.out[n : n + images, :, rows][box.region]
+        if scratch.inner:
+            sums = np.moveaxis(sums.reshape(*shape[:2], *box.extents, -1), -1, 0)
+        else:
+            sums = np.moveaxis(sums.reshape(*shape[:2], -1, *box.extents), 2, 0)
+        gemm.store(problem, sums[:images], bias, target)
 
     def _multiply(self, n: int, box: _Box, rows: slice, scratch: _Scratch, out: HostArray) -> None:
         cut, views = self.cut, scratch.views(box.extents)
@@ -339,6 +376,7 @@ class _Scratch:
         memory: Arena,
     ) -> None:
         self._problem, self._cut, self._last = problem, cut, last
+        self.inner = cut.inner and not last
         self._block = memory.take(cut.block, product) if cut.block else None
         self._columns = memory.take(cut.columns, product)
         self.sums = memory.take(cut.sums, product)
@@ -359,6 +397,10 @@ class _Scratch:
             matrix = columns.reshape(groups, -1, depth).transpose(0, 2, 1)
             columns = columns.reshape(groups, images, *box, *taps, channels)
             order = (1, 0, 2 + 2 * ndim, *range(2 + ndim, 2 + 2 * ndim), *range(2, 2 + ndim))
+        elif self.inner:
+            matrix = columns.reshape(groups, depth, -1)
+            columns = columns.reshape(groups, channels, *taps, *box, images)
+            order = (2 + 2 * ndim, *range(2 + 2 * ndim))
         else:
             matrix = columns.reshape(groups, depth, -1)
             columns = columns.reshape(groups, channels, *taps, images, *box)
@@ -370,6 +412,8 @@ class _Scratch:
         block = self._block[: images * groups * channels * math.prod(extents)]
         if self._last:
             block = np.moveaxis(block.reshape(images, *extents, groups * channels), -1, 1)
+        elif self.inner:
+            block = np.moveaxis(block.reshape(groups * channels, *extents, images), -1, 0)
         else:
             block = block.reshape(images, groups * channels, *extents)
         view = windows.windows(problem, block, box)

@@ -64,6 +64,55 @@ def test_pieces_of_rows_and_channels(
         np.testing.assert_array_equal(dx[n : n + 1], force(problem, dy[n : n + 1], w))
 
 
+@pytest.mark.parametrize("memory", testing.MEMORY_ORDERS)
+@pytest.mark.parametrize("dtype", ["float32", "float16", "float64"])
+@pytest.mark.parametrize(
+    ("x_shape", "w_shape", "options"),
+    [
+        ((9, 32, 8, 8), (64, 32, 4, 4), {"stride": 2, "padding": 1}),
+        ((12, 24, 7, 7), (40, 24, 3, 3), {"padding": 1}),
+        ((11, 16, 4, 4), (20, 16, 4, 4), {}),
+        ((13, 12, 9, 8), (16, 6, 3, 2), {"groups": 2, "dilation": 2, "padding": 1}),
+        ((10, 6, 4, 5, 5), (12, 6, 2, 3, 3), {"stride": 2, "padding": 1}),
+        ((40, 8, 30), (12, 8, 5), {"stride": 3}),
+    ],
+)
+def test_images_that_share_a_product_get_the_bits_they_would_get_alone(
+    x_shape: tuple[int, ...],
+    w_shape: tuple[int, ...],
+    options: dict[str, Any],
+    dtype: str,
+    memory: str,
+) -> None:
+    problem = describe(
+        "test", len(x_shape) - 2, x_shape, w_shape, dtype, dtype, operation="dgrad", **options
+    )
+    assert dgrad_gemm._images(problem, 1) > 1  # of which BLAS may forbid some
+    rng = np.random.default_rng(0)
+    dy = testing.random_array(rng, problem.y_shape, dtype)
+    dy = testing.in_memory_order(dy, memory, channel_axis=1)
+    w = testing.random_array(rng, w_shape, dtype)
+    dx = force(problem, dy, w)
+    testing.assert_close(problem, dx, dy, w)
+    for n in (0, len(dy) // 2, len(dy) - 1):
+        np.testing.assert_array_equal(dx[n : n + 1], force(problem, dy[n : n + 1], w))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_zeros_beside_the_rows_meet_no_weight_that_is_not_finite(ndim: int, value: float) -> None:
+    shape = (1, 4, *[9] * (ndim - 2), 9, 9)
+    problem, dy, w, _ = gradient(shape, (6, 4, *[3] * ndim), stride=2, padding=1)
+    cut = dgrad_gemm._tiling(problem, CPU)
+    assert cut.width > problem.output[-1]
+    w[2, 1][(0,) * ndim] = value
+    dx = force(problem, dy, w)
+    seen = np.zeros(dx.shape, bool)
+    # The first tap, of a stride of 2 and a pad of 1, reaches the odd positions.
+    seen[(0, 1, *[slice(1, 8, 2)] * ndim)] = True
+    np.testing.assert_array_equal(~np.isfinite(dx), seen)
+
+
 def test_rows_are_cut_until_every_thread_has_some() -> None:
     device = Cpu(threads=8)
     problem = describe(

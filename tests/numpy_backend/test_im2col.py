@@ -10,7 +10,7 @@ import pytest
 
 import gpuconv
 from gpuconv import testing
-from gpuconv.numpy_backend import gemm, scratch
+from gpuconv.numpy_backend import gemm, im2col, scratch
 from gpuconv.numpy_backend.device import WORKSPACE_CAP
 from gpuconv.problem import describe
 from tests.numpy_backend.forced import serves
@@ -132,6 +132,41 @@ def test_images_are_computed_as_each_would_be_alone(algorithm: str, channels_las
             for n in range(len(x)):
                 np.testing.assert_array_equal(y[n : n + 1], plan(x[n : n + 1], w))
             np.testing.assert_array_equal(y, plan(x, w))
+
+
+@pytest.mark.parametrize("memory", testing.MEMORY_ORDERS)
+@pytest.mark.parametrize("dtype", ["float32", "float16", "uint8"])
+@pytest.mark.parametrize(
+    ("x_shape", "w_shape", "innermost", "options"),
+    [
+        ((37, 6, 14, 14), (16, 6, 5, 5), True, {}),
+        ((19, 6, 9, 8), (8, 3, 3, 3), True, {"groups": 2, "padding": 1, "stride": (1, 2)}),
+        ((21, 5, 6, 7), (4, 5, 3, 3), True, {"padding": 1, "padding_mode": "reflect"}),
+        ((11, 1, 20, 20), (6, 1, 5, 5), False, {"padding": 2}),
+        ((23, 8, 5, 4, 4), (6, 8, 3, 3, 3), True, {"padding": 1}),
+    ],
+)
+def test_many_small_images_share_a_block(
+    x_shape: tuple[int, ...],
+    w_shape: tuple[int, ...],
+    innermost: bool,
+    options: dict[str, Any],
+    dtype: str,
+    memory: str,
+) -> None:
+    rng = np.random.default_rng(0)
+    x = testing.random_array(rng, x_shape, dtype)
+    x = testing.in_memory_order(x, memory, channel_axis=1)
+    w = testing.random_array(rng, w_shape, dtype)
+    bias = testing.random_array(rng, w_shape[:1], "uint64" if dtype == "uint8" else dtype)
+    plan_conv = gpuconv.plan_conv2d if x.ndim == 4 else gpuconv.plan_conv3d
+    plan = plan_conv(x.shape, w.shape, dtype=x.dtype, bias=True, algorithm="im2col", **options)
+    cut = im2col._tiling(plan.problem, plan.device)
+    assert cut.inner == (innermost and cut.images > 1)  # 1 where BLAS treats columns unlike
+    y = plan(x, w, bias)
+    testing.assert_close(plan.problem, y, x, w, bias)
+    for n in (0, len(x) // 2, len(x) - 1):
+        np.testing.assert_array_equal(y[n : n + 1], plan(x[n : n + 1], w, bias))
 
 
 @pytest.mark.parametrize("limit", [None, 3_000_000, 400_000])
