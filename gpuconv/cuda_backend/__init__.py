@@ -29,7 +29,7 @@ __all__ = [
 
 _NAMES = (
     "direct", "implicit_gemm", "implicit_gemm_mma", "depthwise", "dgrad_depthwise",
-    "wgrad_depthwise", "filter2d", "separable", "fft", "winograd",
+    "wgrad_depthwise", "filter2d", "filter2d_mma", "separable", "fft", "winograd",
 )  # fmt: skip
 
 

@@ -41,6 +41,14 @@ PROBLEMS: tuple[tuple[str, str, Shape, Shape, str, dict[str, Any]], ...] = (
         for stride, dilation in ((2, 1), (3, 1), (4, 1), (1, 2), (1, 3))
     ),
     *(
+        (
+            "filter2d_mma", "fprop", (1, 1, 99, 256), (1, 1, size, size), dtype,
+            {"padding": size // 2},
+        )
+        for dtype in ("float16", "float32")
+        for size in (3, 9, 31)
+    ),
+    *(
         ("separable", "fprop", (1, 1, 99, 384), (1, 1, 9, 6), dtype, {"padding": "same"})
         for dtype in ("float32", "float16", "float64", "uint8")
     ),
@@ -95,7 +103,7 @@ def sites(
     rng = np.random.default_rng(0)
     if options.get("layout") == "NHWC":
         x_shape = (x_shape[0], *x_shape[2:], x_shape[1])
-    if algorithm == "implicit_gemm_mma" and dtype == "float32":
+    if algorithm.endswith("_mma") and dtype == "float32":
         options = {**options, "precision": "tf32"}
     forward = describe("figures", 2, x_shape, w_shape, dtype, dtype, **options)
     problem = describe("figures", 2, x_shape, w_shape, dtype, dtype, operation=operation, **options)
