@@ -25,7 +25,8 @@ from gpuconv.problem import LAYOUTS, ConvProblem, PaddingMode
 
 Shape = tuple[int, ...]
 _MOST_AXES = max(LAYOUTS)
-_CUTTING = ("depthwise", "filter2d", "small_plane")  # they can cut their sums off to integers
+# They can cut their sums off to integers.
+_CUTTING = ("depthwise", "column_sums", "filter2d", "small_plane")
 
 
 def array_like(x: Any) -> Any:

@@ -19,9 +19,9 @@ from gpuconv.numpy_backend.device import Cpu, cpu, processor
 from gpuconv.plan import Algorithm, Plan
 
 _NAMES = (
-    "pointwise", "winograd", "im2col", "row_gemm", "tap_gemm", "direct", "depthwise", "filter2d",
-    "separable", "fft", "dgrad_gemm", "wgrad_gemm", "wgrad_row_gemm", "wgrad_depthwise",
-    "dgrad_depthwise", "toeplitz", "small_plane",
+    "pointwise", "winograd", "im2col", "row_gemm", "tap_gemm", "direct", "depthwise",
+    "depthwise_last", "column_sums", "filter2d", "separable", "fft", "dgrad_gemm", "wgrad_gemm",
+    "wgrad_row_gemm", "wgrad_depthwise", "dgrad_depthwise", "toeplitz", "small_plane",
 )  # fmt: skip
 
 

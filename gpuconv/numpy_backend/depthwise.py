@@ -65,7 +65,7 @@ _FLAT = 1 << 20  # bytes of all products of a plane that is summed as a whole
 _FLAT_CALLS = 10e-6  # seconds that the calls of a block of such take,
 _FLAT_IMAGE = 2e-6  # and those of each image
 _PASSES = 0.7  # of the time of the products
-_HANDOVER = 100e-6  # seconds that threads wait for each other in the calls of a block
+_HANDOVER = 50e-6  # seconds that threads wait for each other in the calls of a block
 _CONVERTED = 0.7e-9  # seconds per element that changes its type on the way in or out
 
 
@@ -208,7 +208,8 @@ class Tiling:
         read = d.filter * self.reads * w.reads(width)
         sums = self.multiplier * self.rows * width
         runs = d.filter * self.reads * w.filter
-        shifted = runs * width * (0.25e-9 if w.stride > 1 else 0.09e-9 * size) + runs * 3e-9
+        apart = w.stride > 1
+        shifted = runs * (width * 0.25e-9 + 3e-9 if apart else width * 0.09e-9 * size + 6e-9)
         partial = 0.6e-9 * self.band if width % vector else 0
         vectors = -(-width // vector)
         step = 0.2e-9 + vectors * (0.2e-9 + max(0.17e-9 * self.band, 0.3e-9)) + partial
@@ -248,10 +249,11 @@ def _fit(axes: tuple[Axis, Axis, Axis], problem: ConvProblem, device: Cpu, limit
         most = max(64 // problem.x_dtype.itemsize, 1)
         start = replace(start, channels=min(most, problem.in_channels))
     best = _best(start, min(_CACHED, limit))
-    if problem.in_channels * best.seconds > _INLINE and device.threads > 1:
+    alone = problem.in_channels * _grown(best, 1, min(_CACHED, limit)).seconds
+    if alone > _INLINE and device.threads > 1:
         best = _best(replace(start, threads=device.threads), min(_SHARED, limit))
     # From here on nothing changes bits, and all images of the batch count.
-    if problem.batch * problem.in_channels * best.seconds > _INLINE:
+    if problem.batch * alone > _INLINE:
         best = replace(best, threads=device.threads)
     best = _balanced(best, problem.batch)
     return _grown(best, problem.batch, min(_SHARED if best.threads > 1 else _CACHED, limit))
@@ -430,12 +432,19 @@ def workspace(problem: ConvProblem, device: Cpu) -> int:
 
 @lru_cache(maxsize=1024)
 def _has_other(problem: ConvProblem, device: Cpu) -> bool:
-    """Whether filters that turn out to have rank 1 are worth two passes, which filter2d makes."""
+    return in_passes(problem, device, cost(problem, device))
+
+
+def in_passes(problem: ConvProblem, device: Cpu, seconds: float) -> bool:
+    """Whether filters that turn out to have rank 1 are worth two passes, which filter2d makes.
+
+    `seconds` is the predicted time without.
+    """
     return (
         not problem.accumulator.is_exact
         and separable.possible(problem)
-        and filter2d.fits(problem, device)
-        and separable.cost(problem, device) < _PASSES * cost(problem, device)
+        and filter2d.workspace(problem, device) <= problem.workspace_within(WORKSPACE_CAP)
+        and separable.cost(problem, device) < _PASSES * seconds
     )
 
 
@@ -630,12 +639,11 @@ class _Worker:
         before = self.scratch.mark()
         if self.multiplies:
             self._multiply(x, starts, sums)
-            # The columns computed in vain hold no NaN but x's own, or another block sees it.
-            if t.band > 1 and not self.exact and np.isnan(sums.max()):
-                for n in range(images):
-                    if np.isnan(kept[n].max()):
-                        self.scratch.free(before)
-                        self._tap_by_tap(x[n : n + 1], starts, kept[n : n + 1])
+            # The columns computed in vain hold no NaN but x's own.
+            if t.band > 1 and not self.exact:
+                for n in planes.spoilt(sums):
+                    self.scratch.free(before)
+                    self._tap_by_tap(x[n : n + 1], starts, kept[n : n + 1])
         else:
             self._tap_by_tap(x, starts, kept)
         if not in_place or bias is not None:

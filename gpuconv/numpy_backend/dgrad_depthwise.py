@@ -286,11 +286,9 @@ class _Worker:
         sums = out if in_place else self.scratch.take(out.shape, self.dtype)
         before = self.scratch.mark()
         self._multiply(grad, bands, start, sums)
-        if np.isnan(sums.max()):
-            for n in range(len(sums)):
-                if np.isnan(sums[n].max()):
-                    self.scratch.free(before)
-                    self._tap_by_tap(grad[n], w, start, sums[n])
+        for n in planes.spoilt(sums):
+            self.scratch.free(before)
+            self._tap_by_tap(grad[n], w, start, sums[n])
         if bias is not None:
             sums += bias.astype(self.dtype).reshape(-1, 1, 1)
         if not in_place:

@@ -18,9 +18,11 @@ A product's rows are then (BLAS wants them at least R*L elements apart)
     "phases"  every m-th output row of a strip, one product per phase, m*stride >= R
     "copies"  the output rows of a strip, its rows copied R times: the smallest planes
 
-Wide planes are faster under the bands of ``depthwise``, which run along the rows.
+Wide planes are faster in ``column_sums``, which copies nothing, where outputs are neighbours, and
+under the bands of ``depthwise``, which run along the rows, where they are not.
 
-Filters of rank 1 are applied in two "passes" instead, without strips: see ``separable``.
+Filters of rank 1 are applied in two "passes" instead, without strips: see ``separable``, and
+``two_passes`` where outputs are neighbours.
 
 A band's zeros would carry a NaN or Inf of x to other outputs of its strip (0 * inf = nan). It
 shows: an image's block that comes out with a NaN is summed again, tap by tap.
@@ -294,10 +296,15 @@ def predicted(problem: ConvProblem, device: Cpu, found: tuple[Tiling, ...]) -> f
 
 
 def workspace(problem: ConvProblem, device: Cpu) -> int:
+    from gpuconv.numpy_backend import two_passes
+
     found = tilings(problem, device)
-    if separable.possible(problem):
+    passes = two_passes.serves(problem, device)
+    if separable.possible(problem) and not passes:
         found += tilings(problem, device, passes=True)
     own = device.threads * max(t.scratch for t in found) + ALIGN
+    if passes:
+        own = max(own, two_passes.workspace(problem, device))
     if problem.accumulator.is_exact:
         own = max(own, depthwise.workspace(problem, device))
     # The filters' magnitudes or factors, in float64.
@@ -317,6 +324,8 @@ def apply(
     factors: separable.Factors | None,
 ) -> None:
     """Run with the filters' factors, where they have rank 1."""
+    from gpuconv.numpy_backend import two_passes
+
     problem = plan.problem
     dtype: np.dtype[Any] | None = problem.accumulator.numpy
     if problem.accumulator.is_exact:
@@ -327,6 +336,9 @@ def apply(
     assert dtype is not None
     if problem.flip:
         w = np.flip(w, tuple(range(2, w.ndim)))
+    if factors is not None and two_passes.serves(problem, plan.device):
+        two_passes.run(plan, dtype, x, w, bias, out, factors)
+        return
     w = planes.by_plane(problem, w)
     x, out = planes.lift(x), planes.lift(out)
     for tiling in tilings(problem, plan.device, factors is not None):

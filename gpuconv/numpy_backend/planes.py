@@ -351,6 +351,13 @@ def direct_sum(
         term = product
 
 
+def spoilt(sums: HostArray) -> list[int]:
+    """The images of `sums`, (images, ...), that have a NaN."""
+    if not np.isnan(sums.max()):
+        return []
+    return [n for n in range(len(sums)) if np.isnan(sums[n].max())]
+
+
 class Scratch:
     """One worker's scratch memory: its part of the call's, handed out in aligned pieces."""
 

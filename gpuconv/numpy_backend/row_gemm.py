@@ -30,6 +30,10 @@ _BLOCK_BYTES, _SHARED_BLOCK_BYTES = 1 << 20, 4 << 20
 _WORTH_THREADS = 4 * gemm.WORTH_THREADS  # its calls are short, with Python between them
 _MOST_PIXELS = 4096  # of a block
 _FEW_PIXELS = 96  # images smaller than this share a product, which BLAS does better when wide
+# Depthwise problems are products of a vector with S rows. Seconds of a call and of each product,
+_DEPTHWISE, _PRODUCT = 60e-6, 47e-9
+# of each tap of each output, and of each element laid out at stride 1, and at others.
+_TAP, _LAID_OUT, _LAID_OUT_APART = 0.055e-9, 0.33e-9, 0.6e-9
 
 
 @dataclass(frozen=True)
@@ -63,14 +67,22 @@ def supports(problem: ConvProblem, device: Cpu) -> bool | No:
 
 
 def only_by_name(problem: ConvProblem) -> str | None:
-    """Its cost is fitted to groups of 4 to 32 channels."""
-    if problem.groups == 1 or problem.group_in_channels < 4:
-        return "it is meant for groups of at least 4 channels"
+    """Its cost is fitted to groups of 4 to 32 channels, and to depthwise problems of one thread."""
+    if problem.groups == 1 or 1 < problem.group_in_channels < 4:
+        return "it is meant for groups of at least 4 channels, or of one"
+    if problem.group_in_channels > 1:
+        return None
+    if problem.group_out_channels > 1 or problem.channels_last:
+        return "of groups of one channel, it is meant for one filter each, channels first"
+    if problem.flops > _WORTH_THREADS:
+        return "of groups of one channel, it is meant for what one thread computes"
     return None
 
 
 def cost(problem: ConvProblem, device: Cpu) -> float:
     """The products, the layout, the additions, NumPy's calls, and the filter's reordering."""
+    if problem.depthwise and only_by_name(problem) is None:
+        return _depthwise_cost(problem, device)
     cut = _tiling(problem, device)
     size, rows = gemm.itemsize(problem), problem.filter[0]
     columns = cut.images * math.prod(cut.box)
@@ -95,6 +107,16 @@ def cost(problem: ConvProblem, device: Cpu) -> float:
     start = device.start(cut.threads)
     threads = tiling.speedup(blocks, cut.threads, work / (blocks * calls))
     return work / threads + reordering + memory + start
+
+
+def _depthwise_cost(problem: ConvProblem, device: Cpu) -> float:
+    cut = _tiling(problem, device)
+    blocks = problem.batch * tiling.count(problem.output, cut.box)
+    products = blocks * problem.groups * problem.filter[0]
+    laid_out = blocks * problem.groups * cut.columns / cut.groups
+    laid_out *= _LAID_OUT if problem.stride == (1, 1) else _LAID_OUT_APART
+    taps = math.prod(problem.y_shape) * math.prod(problem.filter) * _TAP
+    return _DEPTHWISE + products * _PRODUCT + (laid_out + taps) * gemm.itemsize(problem) / 4
 
 
 def workspace(problem: ConvProblem, device: Cpu) -> int:

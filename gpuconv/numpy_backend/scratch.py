@@ -38,7 +38,10 @@ class Arena:
 
     def __init__(self, buffer: HostArray) -> None:
         self._buffer = buffer
-        self._used = -buffer.ctypes.data % ALIGN
+        address: int = buffer.__array_interface__["data"][
+            0
+        ]  # in a sixth of the time of ctypes.data
+        self._used = -address % ALIGN
 
     def take(self, elements: int, dtype: np.dtype[Any]) -> HostArray:
         """An uninitialised piece, aligned to a cache line."""

@@ -6,7 +6,8 @@ memory they share; neither needs strips, as windows of one axis do not overlap i
     mid[row, B*j + b] = sum over l of  x[row, B*stride*j + l] * across[l, b]
     y[B*i + b, q]     = sum over l of  down[b, l] * mid[B*stride*i + l, q]
 
-R + S products per output instead of R*S (about 2*B more in practice).
+R + S products per output instead of R*S (about 2*B more in practice). Where outputs are neighbours,
+and so is what they read, ``two_passes`` does the same without a copy of x.
 
 Nobody has to ask for it: ``filter2d``, ``depthwise`` and ``fft`` look at w when they run, and take
 this way where all filters have rank 1. Asked for by name, it refuses filters of a higher rank.
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,6 +38,7 @@ from gpuconv.problem import ConvProblem
 if TYPE_CHECKING:
     from gpuconv.numpy_backend.filter2d import Tiling
 
+_SMALL = 1 << 15  # bytes of filters that are worth remembering
 _GROUP = 8  # output rows of one product of the second pass
 
 
@@ -58,9 +61,25 @@ def possible(problem: ConvProblem) -> bool:
 
 
 def factors(problem: ConvProblem, w: HostArray) -> Factors | None:
-    """The factors of all of w's filters, or None where one of them has none."""
+    """The factors of all of w's filters, or None where one of them has none.
+
+    They are read-only: those of small filters are kept for later calls.
+    """
     if not possible(problem) or w.size == 0:
         return None
+    if w.nbytes <= _SMALL:
+        return _remembered(problem, w.tobytes(), w.dtype, w.shape)
+    return _factors(problem, w)
+
+
+@lru_cache(maxsize=64)
+def _remembered(
+    problem: ConvProblem, memory: bytes, dtype: np.dtype[Any], shape: tuple[int, ...]
+) -> Factors | None:
+    return _factors(problem, np.frombuffer(memory, dtype).reshape(shape))
+
+
+def _factors(problem: ConvProblem, w: HostArray) -> Factors | None:
     w = w[:, 0]
     check = _integer if problem.accumulator.is_exact else _floating
     some = max(2048 // math.prod(problem.filter), 1)  # few at a time: this takes no workspace
@@ -152,7 +171,7 @@ class Passes:
         self._tiling = tiling
         _, h, w = tiling.axes
         u, v = factors.u[channels], factors.v[channels]
-        self._across = _band(v, w.stride, tiling.strip, scratch, dtype)
+        self._across = band(v, w.stride, tiling.strip, scratch, dtype)
         self._u, self._stride = u, h.stride
         group = min(tiling.rows, _GROUP)
         memory = scratch.take((*u.shape[:2], group, h.reads(group)), dtype)
@@ -202,16 +221,16 @@ class Passes:
         np.matmul(down[:, :, None], below, out=grouped)
 
 
-def _band(
+def band(
     v: HostArray, stride: int, outputs: int, scratch: Scratch, dtype: np.dtype[Any]
 ) -> HostArray:
     """(..., L, outputs): the filter from row stride * b on in column b."""
     taps = v.shape[2]
-    band = scratch.take((*v.shape[:2], (outputs - 1) * stride + taps, outputs), dtype)
-    band.fill(0)
+    result = scratch.take((*v.shape[:2], (outputs - 1) * stride + taps, outputs), dtype)
+    result.fill(0)
     for b in range(outputs):
-        band[:, :, b * stride : b * stride + taps, b] = v
-    return band
+        result[:, :, b * stride : b * stride + taps, b] = v
+    return result
 
 
 def supports(problem: ConvProblem, device: Cpu) -> bool | No:
@@ -238,8 +257,10 @@ def work(tiling: Tiling, rows: int, columns: int) -> tuple[float, float]:
 
 
 def cost(problem: ConvProblem, device: Cpu) -> float:
-    from gpuconv.numpy_backend import filter2d
+    from gpuconv.numpy_backend import filter2d, two_passes
 
+    if two_passes.serves(problem, device):
+        return two_passes.cost(problem, device)
     return filter2d.predicted(problem, device, filter2d.tilings(problem, device, passes=True))
 
 

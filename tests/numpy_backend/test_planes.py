@@ -12,14 +12,25 @@ import pytest
 
 import gpuconv
 from gpuconv import testing
-from gpuconv.numpy_backend import depthwise, fft, filter2d, planes, scratch, separable
+from gpuconv.numpy_backend import (
+    column_sums,
+    depthwise,
+    fft,
+    filter2d,
+    planes,
+    scratch,
+    separable,
+)
 from gpuconv.numpy_backend.boundary import source_index
 from gpuconv.numpy_backend.device import WORKSPACE_CAP
 from gpuconv.plan import choose
 from gpuconv.problem import PADDING_MODES, describe
 from tests.numpy_backend.forced import CPU, compute
 
-MODULES = {"depthwise": depthwise, "filter2d": filter2d, "separable": separable, "fft": fft}
+MODULES = {
+    "depthwise": depthwise, "column_sums": column_sums, "filter2d": filter2d,
+    "separable": separable, "fft": fft,
+}  # fmt: skip
 
 
 def rank_one(w):
@@ -52,7 +63,7 @@ def test_random_problems(name, hundred):
         y = call(x, w, bias, algorithm=name, **case.kwargs)
         exact = case.integers and name != "fft"
         testing.assert_close(problem, y, x, w, bias, exact=exact)
-    assert served >= (40 if name in ("depthwise", "filter2d") else 2)
+    assert served >= {"depthwise": 40, "filter2d": 40, "column_sums": 1}.get(name, 2)
 
 
 @pytest.mark.parametrize("name", ["depthwise", "filter2d"])
@@ -252,3 +263,11 @@ def test_runs_name_every_padded_position(mode):
             first = q * int(stride)
             window = padded[first : first + dilation * (taps - 1) + 1 : dilation]
             assert found[q] == (window * w).sum()
+
+
+def test_spoilt_names_the_images_with_a_nan():
+    sums = np.ones((4, 3, 5))
+    sums[2] = np.inf
+    assert planes.spoilt(sums) == []
+    sums[1, 2, 0] = sums[3, 0, 4] = np.nan
+    assert planes.spoilt(sums) == [1, 3]
