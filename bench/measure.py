@@ -77,22 +77,22 @@ class Sampler(Protocol):
 class CpuSampler:
     """Wall-clock time, each contestant on its own feet.
 
-    The threads of one library spin for a millisecond or two after its call, waiting for more work,
-    and would take the cores from the next contestant. So before a short sample everyone rests, and
-    an untimed call wakes the contestant's own threads.
+    The threads of one library spin for some milliseconds after its call, waiting for more work, and
+    would take the cores from the next contestant. So everyone rests before a sample, and before a
+    short one an untimed call wakes the contestant's own threads.
     """
 
     clock: Clock = time.perf_counter
     sleep: Callable[[float], None] = time.sleep
-    rest: float = 3e-3
-    short: float = 20e-3  # seconds of a sample that a rest makes no difference to
+    rest: float = 5e-3
+    short: float = 20e-3  # seconds of a sample that waking threads makes no difference to
     _last: dict[str, float] = field(default_factory=dict)
 
     def __call__(self, contestant: Contestant, number: int, /) -> float:
         run, clock = contestant.run, self.clock
         contestant.before()
+        self.sleep(self.rest)
         if self._last.get(contestant.name, 0.0) * number < self.short:
-            self.sleep(self.rest)
             run()
         start = clock()
         for _ in range(number):
@@ -112,7 +112,9 @@ def interleave(
 ) -> dict[str, Samples]:
     """Sample all contestants in turns. `first`: seconds of a call, known from before.
 
-    A slow contestant drops out after a few rounds, and those of the rest go on without it.
+    Every other round runs backwards, so that no contestant always follows the same one and finds
+    the caches and the memory as that left them. A slow contestant drops out after a few rounds, and
+    those of the rest go on without it.
     """
     samples = {c.name: Samples() for c in contestants}
     per_round = {}
@@ -126,7 +128,7 @@ def interleave(
     rounds = rounds_each(per_round, budget)
     with _no_garbage_collection():
         for i in range(max(rounds.values(), default=0)):
-            for c in contestants:
+            for c in contestants if i % 2 == 0 else reversed(contestants):
                 if i < rounds[c.name]:
                     one = samples[c.name]
                     one.seconds.append(sampler(c, one.number))

@@ -52,7 +52,10 @@ _CALL = 40e-6  # seconds until the first block,
 _BLOCK = 6e-6  # those of the calls of a block,
 _HANDOVER = 10e-6  # and that threads wait for each other in them
 _START = 300e-6  # seconds until all threads work, and until the last is done
-_ROW = 0.05e-6  # seconds to start the two products of a row
+_ROW = 0.05e-6  # seconds to start the two products of a row,
+_LINE = 8e-9  # and for each row of sums
+_SHORT_ROWS = 256  # columns: of shorter rows, x and y take their whole way through memory,
+_FAR = 1.5  # and longer than a copy, where threads share it
 _PRODUCT, _SUM, _STORE = 0.0145e-9, 0.065e-9, 0.35e-9  # of each product, sum, output in float32
 _COPY = 0.15e-9  # seconds per float32 that is copied,
 _CONVERTED = 0.5e-9  # and per element that changes its type
@@ -152,7 +155,7 @@ class Tiling:
         products = outputs * self.width * self.h.filter * self.w.filter
         sums = outputs * self.w.outputs * self.w.filter
         total = size * (products * _PRODUCT + sums * _SUM + outputs * self.w.outputs * _STORE)
-        return total + outputs * _ROW + self.copying
+        return total + outputs * (_ROW + self.lines * _LINE) + self.copying
 
     def calls(self, batch: int, channels: int) -> int:
         """Blocks."""
@@ -258,7 +261,7 @@ def predicted(tiling: Tiling, threads: int, problem: ConvProblem, device: Cpu) -
         return _CALL + work + calls * _BLOCK
     memory = problem.bytes_moved / device.memory_bytes
     work += calls * (_BLOCK + _HANDOVER)
-    return work / threads + _START + memory / 2
+    return work / threads + _START + memory * (_FAR if tiling.width < _SHORT_ROWS else 0.5)
 
 
 def workspace(problem: ConvProblem, device: Cpu) -> int:

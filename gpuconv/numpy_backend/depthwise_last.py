@@ -52,7 +52,8 @@ _FAR = 1.6  # how much longer reading takes where the channels' planes lie far a
 _FAR_CHANNELS, _FAR_BYTES = 64, 8 << 10  # more of them than this, and each larger
 _LAST_PIXEL, _LAST_READ, _LAST_STORED = 6e-9, 0.33e-9, 0.06e-9  # where x's channels come last, too
 _COPY = 0.1e-9  # seconds per element of another copy of the filters
-_NEAR = 4 << 20  # bytes that a core finds in its caches
+_NEAR = 4 << 20  # bytes that a core finds in its caches,
+_SHARED_CACHE = 64 << 20  # and that it may find in the one that all cores share
 _BYTE = np.dtype(np.uint8)
 _RUNS = 16  # how many more runs of a row are tried than the longest would be
 _PIECES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # that channels are cut into
@@ -225,11 +226,11 @@ def supports(problem: ConvProblem, device: Cpu) -> bool | No:
 
 
 def cost(problem: ConvProblem, device: Cpu) -> float:
-    """The blocks' copies and runs, spread over the threads, and half of x's and y's way."""
+    """The blocks' copies and runs, spread over the threads, and a part of x's and y's way."""
     total = sum(tiling.seconds for tiling in tilings(problem, device))
     moved = problem.bytes_moved
     memory = moved / device.memory_bytes if moved > _NEAR else 0
-    return _CALL + total + memory / 2
+    return _CALL + total + memory * (1 if moved > _SHARED_CACHE else 0.5)
 
 
 def workspace(problem: ConvProblem, device: Cpu) -> int:

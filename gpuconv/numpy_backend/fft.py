@@ -70,6 +70,7 @@ _VECTOR = 4  # lines that are transformed side by side in one vector,
 _ALONE = 2.0  # and how much longer fewer take
 _MULTIPLY = 0.6e-9  # seconds per element of a product of spectra
 _MOVE = 2.2e-9  # seconds per element to read, judge, and store it
+_SIGNAL = 2.2  # how much longer it takes by tiles of one axis, which overlap as they are read
 
 
 @dataclass(frozen=True)
@@ -229,6 +230,8 @@ def _tiling(
     queue = blocks * -(-groups // together)  # an image's last blocks leave threads idle
     idle = -(-queue // device.threads) * device.threads / queue
     seconds = blocks * groups * one_block * idle
+    if tile[0] == tile[1] == 1:
+        seconds *= _SIGNAL
     setup = problem.out_channels * ins * (0.7 * transform + _CALL / together / 2)
     setup *= device.threads / min(device.threads, -(-held // together))
     return Tiling(

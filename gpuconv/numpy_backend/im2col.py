@@ -42,6 +42,7 @@ _LITTLE_WORK = 3e5  # those of fewer flops, which take no longer than the calls,
 _MANY_IMAGES = 8  # and at least as many where they lie innermost
 # Of laying out a row, and of an element between images that lie innermost and their own memory.
 _ROW_SECONDS, _TURN_SECONDS = 5e-9, 1e-9
+_CALL = 35e-6  # seconds to make ready for the first block
 _SHORT_BLOCK = 60e-6  # seconds: of shorter ones, threads spend more on taking turns at Python
 
 
@@ -89,7 +90,7 @@ def cost(problem: ConvProblem, device: Cpu) -> float:
         copied += 3 * device.copy_bytes * _turned(problem)
     calls = (16 if cut.threads > 1 else 6) * problem.group_in_channels // cut.channels
     turns = 8 * math.ceil(problem.groups / cut.groups) if problem.groups > 1 else 0
-    return gemm.seconds(
+    return _CALL + gemm.seconds(
         problem, device, columns, 1, cut.parts, cut.threads, copied * cut.parts, calls, turns
     )
 

@@ -24,6 +24,9 @@ _BLOCK_BYTES = 4 << 20  # of input and output together
 _FEWEST_PIXELS = 200  # of a block: products of fewer columns are slow
 # A single product each: nothing hides how long waking takes.
 _WORTH_THREADS = 2 * gemm.WORTH_THREADS
+_LARGE = 64 << 20  # bytes of a result that is new memory in every call:
+_FRESH = 5e-11  # seconds per byte, of BLAS meeting pages that no one has touched,
+_SHORT_SUM = 32  # but where sums are short, and it waits for memory anyway
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,9 @@ def cost(problem: ConvProblem, device: Cpu) -> float:
     cut = _tiling(problem, device)
     # With fewer columns reading the matrix is what takes time.
     columns = max(math.prod(cut.box), 8)
-    return gemm.seconds(problem, device, columns, cut.images, cut.parts, cut.threads, 0.0, 8)
+    seconds = gemm.seconds(problem, device, columns, cut.images, cut.parts, cut.threads, 0.0, 8)
+    size = math.prod(problem.y_shape) * problem.y_dtype.itemsize
+    return seconds + (size * _FRESH if size > _LARGE and problem.reduction > _SHORT_SUM else 0)
 
 
 def workspace(problem: ConvProblem, device: Cpu) -> int:

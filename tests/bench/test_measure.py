@@ -72,12 +72,20 @@ def test_short_calls_are_repeated_after_a_rest_and_an_untimed_call() -> None:
     assert clock.log.count("rest") == len(samples["a"].seconds) + 1
 
 
-def test_slow_calls_do_not_rest_and_are_not_called_more_than_needed() -> None:
+def test_slow_calls_are_not_called_more_than_needed() -> None:
     clock = Clock()
     a = clock.contestant("a", 5.0)
     interleave([a], CpuSampler(clock, clock.sleep), Budget(1, least=3), first={"a": 5.0})
     # One untimed call before it is known how slow it is.
-    assert clock.log == ["rest", "a", "a", "a", "a"]
+    assert clock.log == ["rest", "a", "a", "rest", "a", "rest", "a"]
+
+
+def test_every_other_round_runs_backwards() -> None:
+    clock = Clock()
+    contestants = [clock.contestant(name, 5.0) for name in "abc"]
+    first = dict.fromkeys("abc", 5.0)
+    interleave(contestants, CpuSampler(clock), Budget(45, least=3, most=3), first=first)
+    assert "".join(clock.log[-9:]) == "abccbaabc"
 
 
 def test_the_rounds_share_the_budget() -> None:
