@@ -70,6 +70,8 @@ _VECTOR = 4  # lines that are transformed side by side in one vector,
 _ALONE = 2.0  # and how much longer fewer take
 _MULTIPLY = 0.6e-9  # seconds per element of a product of spectra
 _MOVE = 2.2e-9  # seconds per element to read, judge, and store it
+_SHARED = 1.4  # how much longer planes take on all threads than a share of one thread's time,
+_PLANES = 900e-6  # and seconds of a call until all of them work
 _SIGNAL = 2.2  # how much longer it takes by tiles of one axis, which overlap as they are read
 
 
@@ -292,6 +294,8 @@ def cost(problem: ConvProblem, device: Cpu) -> float:
     total = setup + problem.batch * sum(t.seconds for t in found)
     if only_by_name(problem) is None and not _narrow(problem):
         total *= _MENDING
+    if problem.ndim > 1:
+        return _SHARED * total / device.threads + _PLANES
     return total / device.threads + 100e-6
 
 
