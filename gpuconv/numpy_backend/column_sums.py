@@ -58,7 +58,7 @@ _SHORT_ROWS = 256  # columns: of shorter rows, x and y take their whole way thro
 _FAR = 1.5  # and longer than a copy, where threads share it
 _PRODUCT, _SUM, _STORE = 0.0145e-9, 0.065e-9, 0.35e-9  # of each product, sum, output in float32
 _COPY = 0.15e-9  # seconds per float32 that is copied,
-_CONVERTED = 0.5e-9  # and per element that changes its type
+_CONVERTED = 2e-9  # and per element that changes its type
 
 
 @dataclass(frozen=True)
